@@ -14,12 +14,23 @@ from depthgauge import nested, probe, seeding
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, most_severe
 from depthgauge.checking.beginning import quietly
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, remedies
+from depthgauge.checking.questions.signal import (
+    absent,
+    frozen,
+    holding,
+    passed_by,
+    passing,
+    remedies,
+    reversing,
+    telling,
+    watching,
+)
 from depthgauge.checking.questions.signal import depth as depth_of
 from depthgauge.checking.questions.signal.figure import draw
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.questions.signal.kinds import KINDS
 from depthgauge.checking.questions.signal.passing import Passed
+from depthgauge.checking.questions.signal.watching import Watched
 from depthgauge.checking.questions.signal.wiring import Wiring
 from depthgauge.checking.steps import go_on
 from depthgauge.checking.subject import Subject
@@ -44,12 +55,14 @@ class Later:
         steps: how many.
         equal: layers whose units are still equal.
         passage: by depth, after them.
+        watched: what a watched pass shows after them.
     """
 
     passed: Passed | None = None
     steps: int = 0
     equal: tuple[Finding, ...] = ()
     passage: depth_of.Passage | None = None
+    watched: Watched | None = None
 
 
 def ask(subject: Subject) -> Answer:
@@ -65,6 +78,8 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     wiring = Wiring(subject.training, now, later.passed, others)
     found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
     found += [*frozen.findings(wiring), *later.equal]
+    watched, turned = _watched(subject, others)
+    found += [*turned, *(telling.findings(subject.training.model, watched, later.watched) if watched else ())]
     found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)
     depth = _depth(subject, sound=not any(each.kind == "nonfinite" for each in found))
     if isinstance(depth, Finding):
@@ -130,7 +145,25 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
             passage = depth_of.passage(training, batches[:1])
         except Exception:  # noqa: BLE001 - as above; `_depth` says so
             passage = None
-    return Later(passed, made, equal, passage)
+        try:
+            watched = watching.watch(training, batches[:1])
+        except Exception:  # noqa: BLE001 - what is watched is not asked of every module: the other findings stand
+            watched = None
+    return Later(passed, made, equal, passage, watched)
+
+
+def _watched(subject: Subject, others: dict[str, Tensor]) -> tuple[Watched | None, tuple[Finding, ...]]:
+    """What watched passes show at the weights as they are, and parts whose gradient is reversed."""
+    training = subject.training
+    batches = subject.batches(subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.25))
+    if not batches:
+        return None, ()
+    try:
+        with training.untouched(), contained():
+            watched = watching.watch(training, batches, others.values())
+            return watched, tuple(reversing.findings(training, batches))
+    except Exception:  # noqa: BLE001 - as above
+        return None, ()
 
 
 def _equal_units(after: dict[str, torch.nn.Parameter], before: dict[str, Tensor], passed: Passed) -> Iterator[Finding]:

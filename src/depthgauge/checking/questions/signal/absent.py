@@ -23,11 +23,51 @@ def findings(wiring: Wiring) -> Iterator[Finding]:
     alive = passed.alive | (later.alive if later else set())
     absent, zero = trained - given, (trained & given) - alive
     zero -= {name for name in zero if _beside_alive(name, alive)}
-    for part, names in by_part(wiring.training.model, absent, trained):
+    alone, cut_off = _cut_off(wiring, list(by_part(wiring.training.model, absent, trained)))
+    for part, names in alone:
         yield _absent(wiring, part, names)
+    if cut_off:
+        yield _behind_a_cut(wiring, cut_off)
     parts = list(by_part(wiring.training.model, zero, trained))
     if parts:
         yield _zero(wiring, parts)
+
+
+_Parts = list[tuple[str, list[str]]]
+
+
+def _cut_off(wiring: Wiring, parts: _Parts) -> tuple[_Parts, _Parts]:
+    """Parts to be told one by one; and, where two or more are called and end before the loss, these together."""
+    modules = dict(wiring.training.model.named_modules())
+    ran = [
+        part in modules
+        and not _of_a_package(modules.get(part.rpartition(".")[0], wiring.training.model))
+        and any(map(wiring.passed.called.get, (part, *(name.rpartition(".")[0] for name in names))))
+        for part, names in parts
+    ]
+    if sum(ran) < 2:
+        return parts, []
+    return [each for each, yes in zip(parts, ran, strict=True) if not yes], [
+        each for each, yes in zip(parts, ran, strict=True) if yes
+    ]
+
+
+def _behind_a_cut(wiring: Wiring, parts: _Parts) -> Finding:
+    """One finding for all that lies behind a cut: it names first what was called last."""
+    order = {name: place for place, name in enumerate(wiring.passed.called)}
+    inner = {part: [name.rpartition(".")[0] for name in names] for part, names in parts}
+    parts = sorted(parts, key=lambda each: -max(order.get(name, -1) for name in (each[0], *inner[each[0]])))
+    last, own = parts[0]
+    size = sum(wiring.parameters[name].numel() for _, names in parts for name in names)
+    why, advice = _why(wiring.passed, last, own, called=True, module=True)
+    text = (
+        f"{plural(size, 'parameter')} in {listed([part for part, _ in parts])} get no gradient in"
+        f" {plural(wiring.passed.batches, 'batch')}: the last of them, `{last}`, is called, but {why}"
+    )
+    where = tuple(part for part, _ in parts)[:MOST_WHERE]
+    measure = Measure("parameters without a gradient", float(size), unit="parameters")
+    return Finding("no_gradient", Status.BROKEN, text, advice, f"{plural(size, 'parameter')} begin to train",
+                   where, measure)  # fmt: skip
 
 
 def _beside_alive(name: str, alive: set[str]) -> bool:

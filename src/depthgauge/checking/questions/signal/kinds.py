@@ -22,7 +22,7 @@ KINDS = {
     "unregistered": Kind(
         "fault",
         "a tensor that trains is in the graph of the loss, and neither the model's parameters nor the "
-        "optimizer have it: it lies in a plain list, or is no nn.Parameter",
+        "optimizer have it: it lies in a plain list, is no nn.Parameter, or is made anew in each pass",
     ),
     "not_in_optimizer": Kind(
         "fault",
@@ -53,7 +53,8 @@ KINDS = {
     ),
     "exploding": Kind(
         "fault",
-        "the gradient at the first weight layers is large against that at the last, with the same conditions",
+        "the gradient at the first weight layers is large against that at the last, with the same conditions; or a "
+        "recurrent state grows 100 times over a sequence",
     ),
     "scale": Kind(
         "fault",
@@ -64,12 +65,33 @@ KINDS = {
         "fault",
         "what the last layer gets is nearly the same for all examples while the inputs differ, and another "
         "initialization, tried, brings the loss down 20 times as far; or it is to less than 1e-4 of its size "
-        "and the loss does not fall",
+        "and the loss does not fall; or three blocks or more bring the places of a sequence to less than 0.01 of "
+        "their size",
     ),
     "missing_skip": Kind(
         "fault",
         "five blocks or more hand on nothing of what they get (cosine below 0.3), and with x + f(x), tried, "
         "the same steps bring the loss down 20 times as far",
+    ),
+    "constant_output": Kind(
+        "fault",
+        "a layer's or a normalization's output is the same for all examples (to 1e-6) where its input differs, and "
+        "still is after steps; its weights are not all zero",
+    ),
+    "drowned": Kind(
+        "fault",
+        "what all examples share, such as positions, is added to what differs between them before any attention, and "
+        "is 300 times as large",
+    ),
+    "unused_rows": Kind(
+        "fault",
+        "columns of categories look up the same rows of an embedding that has rows for each, or its first quarter or "
+        "more is never looked up and all the rest is: an offset is missing, or too many",
+    ),
+    "reversed_gradient": Kind(
+        "fault",
+        "along the gradient of a part the loss falls as fast as it should rise: a function of the user's own has turned "
+        "its sign",
     ),
     "dead_units": Kind(
         "fault",
@@ -78,7 +100,8 @@ KINDS = {
     ),
     "saturated_units": Kind(
         "fault",
-        "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest",
+        "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest; or "
+        "half of a new model's rows of attention give one place 0.99",
     ),
     "frozen": Kind(
         "property",

@@ -1,0 +1,162 @@
+"""Findings from a watched pass: outputs that say nothing, places made alike, states that grow, rows never looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from depthgauge.checking.answers import Finding, Measure, Status
+from depthgauge.checking.questions.signal.watching import Watched
+from depthgauge.checking.questions.signal.wiring import MOST_WHERE, is_new
+from depthgauge.checking.words import listed, plural
+
+ALIKE = 1e-4  # of a sequence's second moment: its places differ by a hundredth of their size
+APART = 0.05  # of it, before the first block
+CHAIN = 3  # blocks of a kind, in a row
+GROWN = 100.0  # times over one sequence: Glorot's, He's and orthogonal recurrent weights stay below 2
+DROWNED = 300.0  # times as large: sinusoids over embeddings of 0.02 are 35 times
+CHOOSING = 0.5  # of the rows of attention give one place 0.99: none of any usual initialization's
+COVERED = 0.9  # of the rows in a range that are looked up
+HALF = 0.6  # of the rows of an embedding, at most, that are looked up where columns share them
+
+
+def findings(model: nn.Module, now: Watched, later: Watched | None) -> Iterator[Finding]:
+    """What a pass showed at the start, and one after the first steps."""
+    yield from _mute(model, now, later)
+    yield from _places(model, now)
+    yield from _grown(now)
+    yield from _drowned(now)
+    yield from _chosen(model, now, later)
+    yield from _rows(now)
+    yield from _built(now)
+
+
+def _mute(model: nn.Module, now: Watched, later: Watched | None) -> Iterator[Finding]:
+    """Layers whose output is the same for all examples, at the start and after steps."""
+    weights = {name: getattr(module, "weight", None) for name, module in model.named_modules()}
+    closed = {name for name, each in weights.items() if isinstance(each, Tensor) and not bool(each.detach().any())}
+    names = [name for name in now.mute if name not in closed and (later is None or name in later.mute)]
+    if not names:
+        return
+    size = now.mute[names[0]]
+    text = f"the output of {listed(names)} is the same for all examples, whatever goes in"
+    text += " (one value is normalized by itself)" if size == 1 or "norm" in names[0].lower() else ""
+    advice = f"let the output of `{names[0]}` depend on its input: normalize over several features, or leave it out"
+    yield Finding("constant_output", Status.BROKEN, text, advice, "what comes after it sees the examples",
+                  tuple(names)[:MOST_WHERE])  # fmt: skip
+
+
+def _places(model: nn.Module, now: Watched) -> Iterator[Finding]:
+    """Blocks of one class in a row that make the places of a sequence alike."""
+    kinds: dict[type, list[str]] = {}
+    modules = dict(model.named_modules())
+    for name in now.alike:
+        if next(modules[name].children(), None) is not None:
+            kinds.setdefault(type(modules[name]), []).append(name)
+    for names in kinds.values():
+        chain = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+        if len(chain) < CHAIN:
+            continue
+        (first, _), (given, last) = now.alike[chain[0]], now.alike[chain[-1]]
+        falls = all(now.alike[after][0] < 2 * now.alike[before][0] for before, after in pairwise(chain))
+        if first > APART and max(given, last) < ALIKE and falls:
+            share = max(last, 1e-14) ** 0.5
+            text = (
+                f"after {len(chain)} blocks the places of a sequence differ by {share:.1g} of their size, before them by"
+                f" {first**0.5:.1g}: they have become alike"
+            )
+            advice = f"give {listed(chain)} a way around: return x + block(x)"
+            yield Finding("collapse", Status.BROKEN, text, advice, "places stay apart", tuple(chain)[:MOST_WHERE],
+                          Measure("relative difference between places", share))  # fmt: skip
+            return
+
+
+def _grown(now: Watched) -> Iterator[Finding]:
+    grown = {name: times for name, times in now.growth.items() if times >= GROWN}
+    if not grown:
+        return
+    worst = max(grown, key=grown.__getitem__)
+    text = f"the state of `{worst}` grows {grown[worst]:.2g} times from the first quarter of a sequence to the last"
+    advice = f"draw the recurrent weights of `{worst}` orthogonally with gain 1 (torch.nn.init.orthogonal_)"
+    yield Finding("exploding", Status.BROKEN, text, advice, "the state keeps its size", tuple(grown)[:MOST_WHERE],
+                  Measure("growth of the state over a sequence", grown[worst]))  # fmt: skip
+
+
+def _drowned(now: Watched) -> Iterator[Finding]:
+    worst = max(now.added, key=lambda each: each.ratio, default=None)
+    if worst is None or worst.ratio < DROWNED:
+        return
+    shared = f"`{worst.shared}`" if worst.shared else "what is the same for all examples"
+    text = f"{shared} is {worst.ratio:.2g} times as large as what differs between examples, to which it is added"
+    text += f" after `{worst.last}`" if worst.last else ""
+    advice = f"bring both to one size: smaller values in {shared}"
+    advice += f", or a larger output of `{worst.last}`" if worst.last else ""
+    where = tuple(dict.fromkeys(each for each in (worst.shared, worst.last, worst.inside) if each))
+    yield Finding("drowned", Status.LOOK, text, advice, "examples are told apart", where,
+                  Measure("size of the shared part over the other", worst.ratio))  # fmt: skip
+
+
+def _chosen(model: nn.Module, now: Watched, later: Watched | None) -> Iterator[Finding]:
+    """Attention that gives one place nearly all weight, in a new model."""
+    layers = [each for each in model.modules() if isinstance(each, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    new = sum(map(is_new, layers))
+    names = [name for name in now.choosing(CHOOSING) if later is None or name in later.choosing(CHOOSING)]
+    if not names or 2 * new < len(layers):
+        return
+    all_, one = now.chosen[names[0]]
+    text = f"{100 * one / all_:.3g} % of the rows of attention in `{names[0]}` give one place 0.99 of the weight:"
+    text += " its softmax is saturated"
+    advice = "divide the scores by the root of the width of a head, or draw smaller weights for queries and keys"
+    yield Finding("saturated_units", Status.LOOK, text, advice, "a gradient passes the scores",
+                  tuple(names)[:MOST_WHERE], Measure("saturated rows of attention", one / all_))  # fmt: skip
+
+
+def _rows(now: Watched) -> Iterator[Finding]:
+    """Embeddings of which whole ranges of rows are never looked up, where an offset explains it."""
+    for name, (rows, found) in now.looked.items():
+        if len({each.shape[1] for each in found}) != 1:
+            continue
+        indices = torch.cat(found)
+        if len(indices) < 64 or rows < 8:
+            continue
+        columns = indices.shape[1]
+        most = indices.max(0).values
+        used = len(indices.unique())
+        low, high = int(indices.min()), int(most.max())
+        full = all(len(indices[:, place].unique()) >= COVERED * (int(most[place]) + 1) for place in range(columns))
+        total = int((most + 1).sum())
+        text = advice = ""
+        if 2 <= columns <= 64 and high + 1 <= HALF * rows and 0.8 * rows <= total <= rows and full:
+            text = (
+                f"{columns} columns look up the same {high + 1} rows of `{name}`, and its other {rows - high - 1} are"
+                f" never used: its {rows} rows suffice for all columns' own"
+            )
+            advice = "add to each column the number of rows of those before it"
+        elif high == rows - 1 and 4 * low >= rows and used >= COVERED * (rows - low) and len(indices) >= 4 * rows:
+            text = f"the first {low} of {rows} rows of `{name}` are never looked up, and all others are"
+            advice = "take the offset out of the indices"
+        if text:
+            yield Finding("unused_rows", Status.LOOK, text, advice, "each index has a row of its own", (name,),
+                          Measure("rows that are looked up", float(used), unit="rows"))  # fmt: skip
+
+
+def _built(now: Watched) -> Iterator[Finding]:
+    """Parameters that are made within each pass: none of the last one's is in the next."""
+    passes = now.strangers
+    if len(passes) < 2 or not all(passes):
+        return
+    ids = [set(map(id, each)) for each in passes]
+    if any(one & other for one, other in pairwise(ids)):
+        return
+    size = sum(each.numel() for each in passes[0])
+    kinds = list(dict.fromkeys(kind for kind, *_ in now.made))
+    places = [each for _, _, inside, last in now.made for each in (inside, last) if each]
+    where = tuple(dict.fromkeys((*places, "model")))
+    text = f"{plural(size, 'parameter')} are made anew in each forward pass and never train"
+    text += f" ({', '.join(kinds[:3])} inside `{now.made[0][2]}`)" if now.made else ""
+    advice = "make the layer once, in __init__, and call it in forward; then build the optimizer"
+    yield Finding("unregistered", Status.BROKEN, text, advice, f"{plural(size, 'parameter')} begin to train",
+                  where[:MOST_WHERE], Measure("made anew", float(size), unit="parameters"))  # fmt: skip
