@@ -85,12 +85,18 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     if isinstance(depth, Finding):
         found.append(depth)
         depth = None
-    found += passed_by.of_depth(depth) if depth else ()
+    found += _advised(passed_by.of_depth(depth, later.passage) if depth else (), found)
     if not any(each.requires_grad for each in subject.training.model.parameters()):
         found.append(Finding("not_measured", Status.UNDECIDED, "no parameter of the model trains", where=("model",)))
     alive = now.alive | (later.passed.alive if later.passed else set())
     says = _says(found, len(alive), depth, later)
     return Answer(QUESTION.id, QUESTION.text, says, tuple(found), _measure(depth), _tables(now, depth, later))
+
+
+def _advised(passage: Iterable[Finding], found: list[Finding]) -> list[Finding]:
+    """Findings of the passage, less wishes where a fault was found that may be their reason."""
+    wrong = any(KINDS[each.kind].nature == "fault" for each in found if each.kind in KINDS)
+    return [each for each in passage if not (wrong and KINDS[each.kind].nature == "opportunity")]
 
 
 # -- passes ------------------------------------------------------------------------------------------------------------

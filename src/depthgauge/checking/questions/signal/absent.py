@@ -87,6 +87,11 @@ def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
     what = f"{plural(size, 'parameter')} in `{part}`" if part in modules else f"`{part}`"
     holder = modules.get(part.rpartition(".")[0], model)
     called = bool(passed.called.get(part) or any(passed.called.get(name.rpartition(".")[0]) for name in names))
+    if not called and _some_are_used(wiring, part) and _is_lonely(wiring, part):
+        text = f"`{part}` was used in none of {looked}: each of them gave all it had to the same few of its siblings"
+        advice = "let the router share examples out: smaller weights, noise, or a loss that balances"
+        expected = f"{plural(size, 'parameter')} begin to train"
+        return Finding("no_gradient", Status.BROKEN, text, advice, expected, (part, *names)[:MOST_WHERE], measure)
     if not called and _some_are_used(wiring, part):
         text = f"`{part}` was used in none of {looked}, while each of them used some of its siblings"
         advice = "look at how the router shares examples out"
@@ -143,18 +148,33 @@ def _zero(wiring: Wiring, parts: list[tuple[str, list[str]]]) -> Finding:
                    tuple(dict.fromkeys(where))[:MOST_WHERE], measure)  # fmt: skip
 
 
-def _some_are_used(wiring: Wiring, part: str) -> bool:
-    """Whether a part is one of several alike of which not every batch uses each."""
+ROUTED = 8  # batches in which half of the experts or more got nothing: a router that is drawn at random shares out
+
+
+def _alike(wiring: Wiring, part: str) -> list[int]:
+    """In how many batches each of a part and its siblings of one class was called."""
     parent, _, _ = part.rpartition(".")
     modules = dict(wiring.training.model.named_modules())
-    if part not in modules:
-        return False
-    alike = [
-        f"{parent}.{name}" if parent else name
+    return [
+        wiring.passed.called.get(f"{parent}.{name}" if parent else name, 0)
         for name, child in modules[parent].named_children()
         if type(child) is type(modules[part])
     ]
-    counts = {wiring.passed.called.get(name, 0) for name in alike}
+
+
+def _is_lonely(wiring: Wiring, part: str) -> bool:
+    """Whether half of the experts or more get nothing in many batches, and the others something in each."""
+    counts, looked = _alike(wiring, part), wiring.passed.batches
+    idle = counts.count(0)
+    return "expert" in part.lower() and looked >= ROUTED and len(counts) >= 3 and 2 * idle >= len(counts) and (
+        counts.count(looked) + idle == len(counts))  # fmt: skip
+
+
+def _some_are_used(wiring: Wiring, part: str) -> bool:
+    """Whether a part is one of several alike of which not every batch uses each."""
+    if part not in dict(wiring.training.model.named_modules()):
+        return False
+    counts = set(_alike(wiring, part))
     return "expert" in part.lower() or bool(counts - {0, wiring.passed.batches})
 
 

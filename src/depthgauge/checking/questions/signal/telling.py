@@ -56,8 +56,9 @@ def _places(model: nn.Module, now: Watched) -> Iterator[Finding]:
     for name in now.alike:
         if next(modules[name].children(), None) is not None:
             kinds.setdefault(type(modules[name]), []).append(name)
+    repeated = [name for names in kinds.values() if len(names) >= CHAIN for name in names]
     for names in kinds.values():
-        chain = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+        chain = [name for name in names if not any(name.startswith(f"{other}.") for other in repeated)]
         if len(chain) < CHAIN:
             continue
         (first, _), (given, last) = now.alike[chain[0]], now.alike[chain[-1]]
@@ -65,8 +66,8 @@ def _places(model: nn.Module, now: Watched) -> Iterator[Finding]:
         if first > APART and max(given, last) < ALIKE and falls:
             share = max(last, 1e-14) ** 0.5
             text = (
-                f"after {len(chain)} blocks the places of a sequence differ by {share:.1g} of their size, before them by"
-                f" {first**0.5:.1g}: they have become alike"
+                f"after {len(chain)} blocks the places of a sequence differ by {share:.1g} of their size, before them"
+                f" by {first**0.5:.1g}: they have become alike"
             )
             advice = f"give {listed(chain)} a way around: return x + block(x)"
             yield Finding("collapse", Status.BROKEN, text, advice, "places stay apart", tuple(chain)[:MOST_WHERE],

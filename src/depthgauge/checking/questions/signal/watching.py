@@ -121,6 +121,7 @@ class _Work:
         self.seen = seen
         self.last = ""
         self.attended = False
+        self.before_next = False
         self.named = {each.data_ptr(): name for name, each in (*model.named_buffers(), *model.named_parameters())}
         self._stack: list[str] = []
         self._model = model
@@ -151,7 +152,12 @@ class _Work:
             self.seen.made.append((type(module).__name__, sum(sizes), self.place, self.last))
 
     def _enter(self, name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda _module, _inputs: self._stack.append(name)
+        def hook(_module: nn.Module, _inputs: Any) -> None:
+            if self.before_next:  # a function's output that says nothing is named by the layer that gets it
+                self.seen.constant[name], self.before_next = 1, False
+            self._stack.append(name)
+
+        return hook
 
     def _leave(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -173,7 +179,7 @@ def _look(name: str, module: nn.Module, inputs: Any, output: Any, seen: Watched)
     if first.is_nested or result.is_nested or result.numel() > LARGEST:
         return
     if isinstance(module, nn.Embedding):
-        rows, indices = seen.looked.setdefault(name, (module.num_embeddings, []))
+        _, indices = seen.looked.setdefault(name, (module.num_embeddings, []))
         if sum(each.numel() for each in indices) < LARGEST:
             indices.append(first.detach().flatten(1) if first.dim() > 1 else first.detach()[:, None])
     if not torch.is_floating_point(first):
@@ -249,6 +255,7 @@ class _Operations(TorchDispatchMode):
                 self._sum(args)
             elif name == "aten::native_layer_norm" and math.prod(args[1]) == 1 and args[0].numel() > 1:
                 self._seen.constant[self._work.place] = 1
+                self._work.before_next = self._work.place == "model"
         except (RuntimeError, IndexError, TypeError):  # of a tensor that cannot be read here
             pass
         return result
