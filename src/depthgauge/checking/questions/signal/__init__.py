@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -146,7 +146,7 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
         if not moved:  # with a rate of 0, what begins closed stays closed
             passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
             passing.go(training, batches[:1], passed, others=others, units=False)
-        equal = tuple(_equal_units(after, before, passed)) if moved else ()
+        equal = (*_equal_units(after, before, passed), *_equal_layers(after, before, passed)) if moved else ()
         try:
             passage = depth_of.passage(training, batches[:1])
         except Exception:  # noqa: BLE001 - as above; `_depth` says so
@@ -183,6 +183,32 @@ def _equal_units(after: dict[str, torch.nn.Parameter], before: dict[str, Tensor]
             yield Finding("equal_units", Status.BROKEN, text, f"draw the weights of `{layer}` at random"
                           " (torch.nn.init.kaiming_normal_)", f"{len(each)} units in place of one",
                           (layer, name), Measure("equal units", float(len(each))))  # fmt: skip
+
+
+def _equal_layers(after: dict[str, torch.nn.Parameter], before: dict[str, Tensor], passed: Passed) -> Iterator[Finding]:
+    """Layers that began with the same weights, were changed by steps, and still have the same."""
+    kept = [
+        name
+        for name, each in after.items()
+        if each.dim() > 1 and name in passed.alive and not _rows_equal(before[name]) and not _near(each, before[name])
+    ]
+    met: dict[tuple[object, ...], list[str]] = {}
+    for name in kept:
+        met.setdefault((before[name].shape, before[name].double().sum().item()), []).append(name)
+    for first, *others in met.values():
+        same = [
+            name for name in others if torch.equal(before[first], before[name]) and _near(after[first], after[name])
+        ]
+        if same:
+            layers = [name.rpartition(".")[0] or name for name in (first, *same)]
+            text = f"{listed(layers)} begin with the same weights, and after the first steps they still have the same"
+            yield Finding("equal_units", Status.BROKEN, text, f"draw the weights of `{layers[-1]}` anew, in place of a"
+                          " copy", f"{len(layers)} layers in place of one",
+                          tuple(layers), Measure("equal layers", float(len(layers))))  # fmt: skip
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    return bool((one.detach() - other).abs().max() <= 1e-6 * one.detach().abs().max())
 
 
 def _rows_equal(weight: Tensor) -> bool:

@@ -96,6 +96,10 @@ def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
         text = f"`{part}` was used in none of {looked}, while each of them used some of its siblings"
         advice = "look at how the router shares examples out"
         return Finding("idle_expert", Status.LOOK, text, advice, where=(part,), measure=measure)
+    if part.rpartition(".")[2] == "bias" and f"{part.removesuffix('bias')}weight" in passed.alive:
+        text = f"`{part}` is in no loss, while the weight beside it is used"
+        advice = f"make the layer without it (bias=False), or add `{part}`"
+        return Finding("unused_bias", Status.LOOK, text, advice, where=(part,), measure=measure)
     verb = "gets" if size == 1 or part not in modules else "get"
     if _of_a_package(holder):
         text = f"{what} {verb} no gradient: this loss does not use what {type(holder).__name__} has there"

@@ -57,7 +57,8 @@ def _frozen_layers(wiring: Wiring, still: set[str]) -> list[str]:
     if sum(frozen) * 2 >= len(layers) or _is_base(wiring, frozen):
         return []
     alone = sum(frozen) == 1 and sum(trains) == len(layers) - 1 >= 3
-    within = [alone or (any(trains[:place]) and any(trains[place + 1 :])) for place in range(len(layers))]
+    last = sum(frozen) == 1 and frozen[-1] and sum(trains) == len(layers) - 1 >= 2
+    within = [alone or last or (any(trains[:place]) and any(trains[place + 1 :])) for place in range(len(layers))]
     return [
         name
         for place, (name, layer) in enumerate(layers)

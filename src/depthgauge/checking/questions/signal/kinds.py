@@ -39,7 +39,16 @@ KINDS = {
     ),
     "equal_units": Kind(
         "fault",
-        "all units of a layer have equal weights, and still have after steps: they stay one unit",
+        "all units of a layer have equal weights, and still have after steps: they stay one unit; or two layers begin "
+        "with the same weights and still have them after steps that changed them: they stay one layer",
+    ),
+    "one_layer": Kind(
+        "fault",
+        "three places or more of a list of layers hold one and the same layer ([layer] * n): they train as one",
+    ),
+    "wrong_axis": Kind(
+        "fault",
+        "the weights of an attention add up to one along another axis than that along which the values are added",
     ),
     "nonfinite": Kind(
         "fault",
@@ -75,7 +84,7 @@ KINDS = {
     ),
     "constant_output": Kind(
         "fault",
-        "a layer's or a normalization's output is the same for all examples (to 1e-6) where its input differs, and "
+        "a layer's or a normalization's output is the same for all examples (to 1e-5) where its input differs, and "
         "still is after steps; its weights are not all zero",
     ),
     "drowned": Kind(
@@ -90,8 +99,8 @@ KINDS = {
     ),
     "reversed_gradient": Kind(
         "fault",
-        "along the gradient of a part the loss falls as fast as it should rise: a function of the user's own has turned "
-        "its sign",
+        "along the gradient of a part the loss falls as fast as it should rise: a function of the user's own has "
+        "turned its sign",
     ),
     "dead_units": Kind(
         "fault",
@@ -100,8 +109,8 @@ KINDS = {
     ),
     "saturated_units": Kind(
         "fault",
-        "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest; or "
-        "half of a new model's rows of attention give one place 0.99",
+        "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest; "
+        "or half of a new model's rows of attention give one place 0.99",
     ),
     "frozen": Kind(
         "property",
@@ -110,6 +119,10 @@ KINDS = {
     "unused_by_package": Kind(
         "property",
         "a module of an installed package has parameters that this loss does not use",
+    ),
+    "unused_bias": Kind(
+        "property",
+        "a bias is in no loss, while the weight beside it is used by itself",
     ),
     "left_out": Kind(
         "property",

@@ -15,12 +15,13 @@ from depthgauge.checking.questions.signal import remedies, skips
 from depthgauge.checking.questions.signal.depth import Passage, culprits
 from depthgauge.checking.questions.signal.remedies import Trial
 from depthgauge.checking.questions.signal.units import Units
+from depthgauge.checking.words import listed
 from depthgauge.workload import Training
 
 SUSPECT = 1.5  # decades between first and last gradient from which remedies are tried
 VANISHED = -math.log10(torch.finfo(torch.float32).eps)  # decades: an update that suits the last layer's weights is
 # below the rounding of weights as large at the first
-FADED = 5.0  # decades, where it fades by degrees and still does after steps
+FADED = 5.0  # decades, where it fades or grows by degrees and still does after steps
 COLLAPSED = 1e-8  # of the second moment: float32 leaves four digits to tell examples apart, bfloat16 none
 SUSPECT_COLLAPSE = 1e-4  # of the second moment, from which remedies are tried
 MODERATE = 3.0  # decades, up to which a training that is held back may only begin slowly
@@ -40,6 +41,7 @@ class Depth:
         plain: the first steps from the weights as they are; None where nothing was suspected, or there was no time.
         tried: remedies, in order; the first a way around the blocks, where there are any.
         blocks: that have none.
+        rows: embeddings with numbers far larger than N(0, 1).
         longer: four times the steps from the weights as they are; None where they were not made.
     """
 
@@ -47,6 +49,7 @@ class Depth:
     plain: Trial | None
     tried: tuple[Trial, ...]
     blocks: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
     longer: Trial | None = None
 
     @property
@@ -107,10 +110,11 @@ def examine(
     """Try remedies where something is suspicious, until one mends it or the time is over."""
     blocks = [] if training.optimizer is None or steps < remedies.LEAST else skips.without(training, batches[0])
     wanted = [remedies.way_around(blocks)] if blocks else []
-    if suspicious(passage):
+    rows = remedies.far_rows(training.model)
+    if suspicious(passage) or rows:
         wrong = culprits(passage, growing=_is_growing(passage))
         wanted += remedies.remedies(training, batches[0], wrong)
-    depth = Depth(passage, None, (), tuple(blocks))
+    depth = Depth(passage, None, (), tuple(blocks), tuple(rows))
     if training.optimizer is None or steps < remedies.LEAST or not wanted:
         return depth
     plain = remedies.trial(training, batches, steps, None)
@@ -125,15 +129,16 @@ def examine(
 
 
 def _persists(passage: Passage, later: Passage | None) -> bool:
-    """Tell whether examples are alike, or the gradient fades layer by layer, at the start and after steps as well."""
+    """Tell whether examples are alike, or the gradient fades or grows layer by layer, at the start and after steps."""
     if later is None:
         return False
     if _collapsed(passage, COLLAPSED) and _collapsed(later, COLLAPSED):
         return True
     back = passage.table["backward_decades"].to_numpy(float)[passage.with_gradient]
-    if max(passage.decades, later.decades) > -FADED or passage.allowed > FADED or len(back) < 2:
+    side = math.copysign(1.0, passage.decades)
+    if side * passage.decades < FADED or side * later.decades < FADED / 2 or passage.allowed > FADED or len(back) < 2:
         return False
-    return float(np.diff(back).max()) < FADED / 2  # in one step, a layer that begins closed is the reason
+    return float((-side * np.diff(back)).max()) < FADED / 2  # in one step, a layer that begins closed is the reason
 
 
 def of_depth(depth: Depth, later: Passage | None = None) -> Iterator[Finding]:
@@ -151,6 +156,9 @@ def of_depth(depth: Depth, later: Passage | None = None) -> Iterator[Finding]:
         if best is depth.tried[0] and depth.blocks:
             kind, where = "missing_skip", (*depth.blocks, *where)
             text = f"{len(depth.blocks)} blocks in a row hand on nothing of what they get; {text}"
+        if best.name.startswith(remedies.OF_ROWS):
+            kind, where = "scale", depth.rows
+            text = f"the numbers of {listed(depth.rows)} are far larger than those of N(0, 1)"
         text += (
             f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
         )

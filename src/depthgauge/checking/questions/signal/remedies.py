@@ -27,6 +27,8 @@ FURTHER = 4.0  # times as far down: what an initialization has to be worth befor
 HELD = 0.05  # of the way that the remedy goes
 """Of 59 drawn trainings that train well none with a suspicious passage went less than 0.07 of a remedy's way in 30
 steps, of eleven with wrong gains or without skips none more than 0.041 of it."""
+OF_ROWS = "rows of norm 1"
+LARGE_ROWS = 2.0  # root mean square of an embedding's numbers, that torch draws from N(0, 1)
 LONGER = 4  # times the steps, in which a training that only begins slowly
 CAUGHT_UP = 0.5  # goes half of the remedy's way
 CERTAIN = 3.0  # standard errors over batches by which a remedy's loss has to be lower
@@ -134,6 +136,9 @@ def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[R
         batch: that the data-driven one looks at.
         wrong: names of layers whose gain stands apart; the remedies for all layers follow.
     """
+    if rows := far_rows(training.model):
+        yield (f"{OF_ROWS} at {listed(rows)}", f"draw {listed(rows)} with standard deviation dim**-0.5",
+               lambda model: _draw_rows(model, rows))  # fmt: skip
     gain, activation = _gain(training.model)
     every = [layer.name for layer in weighted(training.model)]
     draw = f"torch.nn.init.normal_(weight, std={gain:.3g} / fan_in**0.5), biases 0"
@@ -153,6 +158,18 @@ def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[R
     says = "initialize orthogonally, then divide each layer's weights by the standard deviation of its output"
     says += " (depthgauge.initialization.apply(model, 'lsuv', batch=x))"
     yield "unit variance, layer by layer", says, lambda model: _even(training, model, batch)
+
+
+def far_rows(model: nn.Module) -> list[str]:
+    """Names of embeddings whose numbers are far larger than N(0, 1)."""
+    tables = [(name, each.weight) for name, each in model.named_modules() if isinstance(each, nn.Embedding)]
+    return [name for name, rows in tables if rows.detach().double().square().mean().sqrt().item() > LARGE_ROWS]
+
+
+def _draw_rows(model: nn.Module, names: Sequence[str]) -> None:
+    for name in names:
+        weight = model.get_submodule(name).weight
+        nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
 
 def _saturates(model: nn.Module) -> bool:

@@ -31,7 +31,9 @@ def findings(model: nn.Module, now: Watched, later: Watched | None) -> Iterator[
     yield from _drowned(now)
     yield from _chosen(model, now, later)
     yield from _rows(now)
+    yield from _across(now)
     yield from _built(now)
+    yield from _repeated(model)
 
 
 def _mute(model: nn.Module, now: Watched, later: Watched | None) -> Iterator[Finding]:
@@ -113,6 +115,36 @@ def _chosen(model: nn.Module, now: Watched, later: Watched | None) -> Iterator[F
     advice = "divide the scores by the root of the width of a head, or draw smaller weights for queries and keys"
     yield Finding("saturated_units", Status.LOOK, text, advice, "a gradient passes the scores",
                   tuple(names)[:MOST_WHERE], Measure("saturated rows of attention", one / all_))  # fmt: skip
+
+
+def _across(now: Watched) -> Iterator[Finding]:
+    """Attention that is normalized over its queries."""
+    names = sorted(now.across)
+    if names:
+        text = f"the weights of attention in {listed(names)} add up to one along another axis than that of the sum"
+        text += " over values: a row's weights may add up to anything"
+        advice = "take the softmax over the keys, the last axis of query @ key.transpose(-2, -1)"
+        yield Finding(
+            "wrong_axis", Status.LOOK, text, advice, "each row is a mean of values", tuple(names)[:MOST_WHERE]
+        )
+
+
+def _repeated(model: nn.Module) -> Iterator[Finding]:
+    """One layer in several places of a list."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential):
+            continue
+        places: dict[int, list[str]] = {}
+        for own, child in module._modules.items():  # children without those that are there already are not wanted
+            if child is not None and any(each.dim() > 1 for each in child.parameters()):
+                places.setdefault(id(child), []).append(f"{name}.{own}" if name else own)
+        for same in places.values():
+            if len(same) >= CHAIN:
+                text = f"{listed(same)} are one and the same layer, in {len(same)} places: they train as one"
+                advice = "make each place a layer of its own: [make() for _ in range(n)] in place of [layer] * n"
+                where = tuple(dict.fromkeys((*same, *([name] if name else []))))
+                yield Finding("one_layer", Status.LOOK, text, advice, "each layer has weights of its own",
+                              where[:MOST_WHERE])  # fmt: skip
 
 
 def _rows(now: Watched) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from depthgauge.workload import Training
 
 LEAST = 8  # examples from which it is told that all have the same
 CHANGES = 1e-4  # of its size: what goes in differs between examples by this at least
-SAME = 1e-6  # of its size: what comes out differs by this at most, ten times float32's rounding
+SAME = 1e-5  # of its size: what comes out differs by this at most; a norm of one value brings float32's rounding to it
 CHOSEN = 0.99  # the largest weight of a row from which its softmax passes a hundredth of a gradient
 EVEN = 1e-6  # difference of a row's weights, that are all the same
 MOST = 64  # of a thing that is noted
@@ -42,6 +42,7 @@ class Watched:
         sizes: by module, size of its output in each of its calls.
         looked: by embedding, its rows and the indices that it was asked for, (examples, columns), or (all, 1).
         made: modules that are no part of the model and have parameters: class, size, module at work, and that before.
+        across: modules whose attention adds up to one along another axis than that of the sum over values.
         strangers: parameters in the loss's graph that neither the model nor the known others have, by pass.
     """
 
@@ -54,6 +55,7 @@ class Watched:
     sizes: dict[str, list[float]] = field(default_factory=dict)
     looked: dict[str, tuple[int, list[Tensor]]] = field(default_factory=dict)
     made: list[tuple[str, int, str, str]] = field(default_factory=list)
+    across: set[str] = field(default_factory=set)
     strangers: list[list[Tensor]] = field(default_factory=list)
 
     @property
@@ -242,6 +244,7 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self._work = work
         self._seen = work.seen
+        self._weights: dict[int, tuple[Tensor, int]] = {}  # of attention, by where they lie, and the axis of their sum
 
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -249,6 +252,8 @@ class _Operations(TorchDispatchMode):
         try:
             if name == "aten::_softmax":
                 self._softmax(args[0], result, args[1])
+            elif name == "aten::bmm":
+                self._product(args[0], args[1])
             elif name.startswith("aten::_scaled_dot_product"):
                 self._attention(args, kwargs or {})
             elif name in {"aten::add", "aten::add_"}:
@@ -263,8 +268,18 @@ class _Operations(TorchDispatchMode):
     def _softmax(self, scores: Tensor, result: Tensor, dim: int) -> None:
         if result.dim() < 3 or result.shape[dim] < WIDE or not torch.is_floating_point(result):
             return
+        self._weights[result.data_ptr()] = (result.detach(), dim % result.dim())  # kept: its place is not used again
         rows = result.detach().movedim(dim, -1).reshape(-1, result.shape[dim])[:4096]
         self._rows(rows, scores.detach().movedim(dim, -1).reshape(-1, result.shape[dim])[:4096])
+
+    def _product(self, left: Tensor, right: Tensor) -> None:
+        """Hold the axis of a product's sum against that along which a softmax in it adds up to one."""
+        for side, inner in ((left, 2), (right, 1)):
+            weights, axis = self._weights.get(side.data_ptr(), (None, 0))
+            if weights is None or weights.numel() != side.numel() or min(side.shape[1:]) < WIDE:
+                continue
+            if side.stride(inner) != weights.stride(axis):
+                self._seen.across.add(self._work.place)
 
     def _attention(self, args: Any, kwargs: Any) -> None:
         query, key = (each.detach()[:2].float() for each in args[:2])
