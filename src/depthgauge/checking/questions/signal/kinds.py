@@ -30,8 +30,8 @@ KINDS = {
     ),
     "frozen_layer": Kind(
         "fault",
-        "a frozen layer with the weights of a new one, between layers that train, or alone among four or "
-        "more: a frozen part is sound where it was trained, or is most of the model",
+        "a frozen layer with the weights of a new one, between layers that train, alone among four or more, or a "
+        "head: a frozen part is sound where it was trained, is most of the model, or has an adapter around it",
     ),
     "tied_by_copy": Kind(
         "fault",
@@ -57,8 +57,9 @@ KINDS = {
     "vanishing": Kind(
         "fault",
         "the gradient at the first weight layers is small against that at the last, and from another "
-        "initialization, tried, the same steps bring the loss down 20 times as far; or it is below float32's "
-        "epsilon of it and the loss does not fall",
+        "initialization, tried, the same steps bring the loss down 20 times as far, and four times as many do not "
+        "go half that way where the ratio is above 0.001; or it is below float32's epsilon of it and the loss does not "
+        "fall; or it fades by degrees to less than 1e-5 of it, and still has after steps",
     ),
     "exploding": Kind(
         "fault",
@@ -67,15 +68,15 @@ KINDS = {
     ),
     "scale": Kind(
         "fault",
-        "the weights of one layer or of all are so large or small that from another initialization, tried, "
-        "the same steps bring the loss down 20 times as far",
+        "the weights of one layer or of all, embeddings among them, are so large or small that from another "
+        "initialization, tried, the same steps bring the loss down 20 times as far",
     ),
     "collapse": Kind(
         "fault",
         "what the last layer gets is nearly the same for all examples while the inputs differ, and another "
         "initialization, tried, brings the loss down 20 times as far; or it is to less than 1e-4 of its size "
-        "and the loss does not fall; or three blocks or more bring the places of a sequence to less than 0.01 of "
-        "their size",
+        "and the loss does not fall, or to less than 1e-4 after steps, too; or three blocks or more bring the places "
+        "of a sequence to less than 0.01 of their size",
     ),
     "missing_skip": Kind(
         "fault",

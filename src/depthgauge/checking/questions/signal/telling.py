@@ -20,6 +20,7 @@ GROWN = 100.0  # times over one sequence: Glorot's, He's and orthogonal recurren
 DROWNED = 300.0  # times as large: sinusoids over embeddings of 0.02 are 35 times
 CHOOSING = 0.5  # of the rows of attention give one place 0.99: none of any usual initialization's
 COVERED = 0.9  # of the rows in a range that are looked up
+SIMILAR = 0.9  # of the widest column's range, that the narrowest has where all are of one kind
 HALF = 0.6  # of the rows of an embedding, at most, that are looked up where columns share them
 
 
@@ -60,11 +61,13 @@ def _places(model: nn.Module, now: Watched) -> Iterator[Finding]:
             kinds.setdefault(type(modules[name]), []).append(name)
     repeated = [name for names in kinds.values() if len(names) >= CHAIN for name in names]
     for names in kinds.values():
-        chain = [name for name in names if not any(name.startswith(f"{other}.") for other in repeated)]
+        inside = {other: sum(name.startswith(f"{other}.") for name in names) for other in repeated}
+        once = [other for other, count in inside.items() if count == 1]  # a part of a block is none by itself
+        chain = [name for name in names if not any(name.startswith(f"{other}.") for other in once)]
         if len(chain) < CHAIN:
             continue
         (first, _), (given, last) = now.alike[chain[0]], now.alike[chain[-1]]
-        falls = all(now.alike[after][0] < 2 * now.alike[before][0] for before, after in pairwise(chain))
+        falls = all(now.alike[after][0] < max(ALIKE, 2 * now.alike[before][0]) for before, after in pairwise(chain))
         if first > APART and max(given, last) < ALIKE and falls:
             share = max(last, 1e-14) ** 0.5
             text = (
@@ -162,7 +165,8 @@ def _rows(now: Watched) -> Iterator[Finding]:
         full = all(len(indices[:, place].unique()) >= COVERED * (int(most[place]) + 1) for place in range(columns))
         total = int((most + 1).sum())
         text = advice = ""
-        if 2 <= columns <= 64 and high + 1 <= HALF * rows and 0.8 * rows <= total <= rows and full:
+        unlike = int(most.min()) + 1 < SIMILAR * (high + 1)  # words of a text have one range in each column
+        if unlike and 2 <= columns <= 64 and high + 1 <= HALF * rows and 0.8 * rows <= total <= rows and full:
             text = (
                 f"{columns} columns look up the same {high + 1} rows of `{name}`, and its other {rows - high - 1} are"
                 f" never used: its {rows} rows suffice for all columns' own"

@@ -282,7 +282,7 @@ class _Operations(TorchDispatchMode):
                 self._seen.across.add(self._work.place)
 
     def _attention(self, args: Any, kwargs: Any) -> None:
-        query, key = (each.detach()[:2].float() for each in args[:2])
+        query, key = (each.detach()[:8].float() for each in args[:2])
         scale = kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
         if key.shape[-2] < WIDE:
             return
