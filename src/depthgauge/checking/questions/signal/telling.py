@@ -54,18 +54,7 @@ def _mute(model: nn.Module, now: Watched, later: Watched | None) -> Iterator[Fin
 
 def _places(model: nn.Module, now: Watched) -> Iterator[Finding]:
     """Blocks of one class in a row that make the places of a sequence alike."""
-    kinds: dict[type, list[str]] = {}
-    modules = dict(model.named_modules())
-    for name in now.alike:
-        if next(modules[name].children(), None) is not None:
-            kinds.setdefault(type(modules[name]), []).append(name)
-    repeated = [name for names in kinds.values() if len(names) >= CHAIN for name in names]
-    for names in kinds.values():
-        inside = {other: sum(name.startswith(f"{other}.") for name in names) for other in repeated}
-        once = [other for other, count in inside.items() if count == 1]  # a part of a block is none by itself
-        chain = [name for name in names if not any(name.startswith(f"{other}.") for other in once)]
-        if len(chain) < CHAIN:
-            continue
+    for chain in _chains(model, list(now.alike)):
         (first, _), (given, last) = now.alike[chain[0]], now.alike[chain[-1]]
         falls = all(now.alike[after][0] < max(ALIKE, 2 * now.alike[before][0]) for before, after in pairwise(chain))
         if first > APART and max(given, last) < ALIKE and falls:
@@ -78,6 +67,23 @@ def _places(model: nn.Module, now: Watched) -> Iterator[Finding]:
             yield Finding("collapse", Status.BROKEN, text, advice, "places stay apart", tuple(chain)[:MOST_WHERE],
                           Measure("relative difference between places", share))  # fmt: skip
             return
+
+
+def _chains(model: nn.Module, names: list[str]) -> Iterator[list[str]]:
+    """Blocks of one class, in the order of their calls, neither parts of other blocks nor what holds them."""
+    kinds: dict[type, list[str]] = {}
+    for name in names:
+        module = model.get_submodule(name)
+        if next(module.children(), None) is not None:
+            kinds.setdefault(type(module), []).append(name)
+    repeated = [name for found in kinds.values() if len(found) >= CHAIN for name in found]
+    for found in kinds.values():
+        inside = {other: sum(name.startswith(f"{other}.") for name in found) for other in repeated}
+        once = [other for other, count in inside.items() if count == 1]  # a part of a block is none by itself
+        chain = [name for name in found if not any(name.startswith(f"{other}.") for other in once)]
+        chain = [name for name in chain if not any(other.startswith(f"{name}.") for other in chain)]
+        if len(chain) >= CHAIN:
+            yield chain
 
 
 def _grown(now: Watched) -> Iterator[Finding]:
