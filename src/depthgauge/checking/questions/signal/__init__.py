@@ -16,6 +16,7 @@ from depthgauge.checking.beginning import quietly
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.signal import (
     absent,
+    equal,
     frozen,
     holding,
     passed_by,
@@ -146,7 +147,7 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
         if not moved:  # with a rate of 0, what begins closed stays closed
             passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
             passing.go(training, batches[:1], passed, others=others, units=False)
-        equal = (*_equal_units(after, before, passed), *_equal_layers(after, before, passed)) if moved else ()
+        same = tuple(equal.findings(training.model, before, passed)) if moved else ()
         try:
             passage = depth_of.passage(training, batches[:1])
         except Exception:  # noqa: BLE001 - as above; `_depth` says so
@@ -155,7 +156,7 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
             watched = watching.watch(training, batches[:1])
         except Exception:  # noqa: BLE001 - what is watched is not asked of every module: the other findings stand
             watched = None
-    return Later(passed, made, equal, passage, watched)
+    return Later(passed, made, same, passage, watched)
 
 
 def _watched(subject: Subject, others: dict[str, Tensor]) -> tuple[Watched | None, tuple[Finding, ...]]:
@@ -170,50 +171,6 @@ def _watched(subject: Subject, others: dict[str, Tensor]) -> tuple[Watched | Non
             return watched, tuple(reversing.findings(training, batches))
     except Exception:  # noqa: BLE001 - as above
         return None, ()
-
-
-def _equal_units(after: dict[str, torch.nn.Parameter], before: dict[str, Tensor], passed: Passed) -> Iterator[Finding]:
-    """Layers that began with equal rows, not zero, and still have them."""
-    for name, each in after.items():
-        if each.dim() < 2 or name not in passed.given or min(each.shape[0], each[0].numel()) < 2:
-            continue
-        if bool(before[name].any()) and all(_rows_equal(value) for value in (before[name], each.detach())):
-            layer = name.rpartition(".")[0]
-            text = f"all {len(each)} units of `{layer}` have equal weights, and after the first steps they still have"
-            yield Finding("equal_units", Status.BROKEN, text, f"draw the weights of `{layer}` at random"
-                          " (torch.nn.init.kaiming_normal_)", f"{len(each)} units in place of one",
-                          (layer, name), Measure("equal units", float(len(each))))  # fmt: skip
-
-
-def _equal_layers(after: dict[str, torch.nn.Parameter], before: dict[str, Tensor], passed: Passed) -> Iterator[Finding]:
-    """Layers that began with the same weights, were changed by steps, and still have the same."""
-    kept = [
-        name
-        for name, each in after.items()
-        if each.dim() > 1 and name in passed.alive and not _rows_equal(before[name]) and not _near(each, before[name])
-    ]
-    met: dict[tuple[object, ...], list[str]] = {}
-    for name in kept:
-        met.setdefault((before[name].shape, before[name].double().sum().item()), []).append(name)
-    for first, *others in met.values():
-        same = [
-            name for name in others if torch.equal(before[first], before[name]) and _near(after[first], after[name])
-        ]
-        if same:
-            layers = [name.rpartition(".")[0] or name for name in (first, *same)]
-            text = f"{listed(layers)} begin with the same weights, and after the first steps they still have the same"
-            yield Finding("equal_units", Status.BROKEN, text, f"draw the weights of `{layers[-1]}` anew, in place of a"
-                          " copy", f"{len(layers)} layers in place of one",
-                          tuple(layers), Measure("equal layers", float(len(layers))))  # fmt: skip
-
-
-def _near(one: Tensor, other: Tensor) -> bool:
-    return bool((one.detach() - other).abs().max() <= 1e-6 * one.detach().abs().max())
-
-
-def _rows_equal(weight: Tensor) -> bool:
-    spread = (weight - weight[:1]).abs().max()
-    return bool(spread <= 1e-6 * weight.abs().max())  # float32's rounding over ten steps
 
 
 def _nonfinite(subject: Subject, passed: Passed) -> Iterator[Finding]:

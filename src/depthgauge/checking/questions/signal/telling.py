@@ -178,7 +178,7 @@ def _rows(now: Watched) -> Iterator[Finding]:
                 f" never used: its {rows} rows suffice for all columns' own"
             )
             advice = "add to each column the number of rows of those before it"
-        elif high == rows - 1 and 4 * low >= rows and used >= COVERED * (rows - low) and len(indices) >= 4 * rows:
+        elif high == rows - 1 and 4 * low >= rows and used >= COVERED * (rows - low) and indices.numel() >= 4 * rows:
             text = f"the first {low} of {rows} rows of `{name}` are never looked up, and all others are"
             advice = "take the offset out of the indices"
         if text:
