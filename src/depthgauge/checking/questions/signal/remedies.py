@@ -168,7 +168,7 @@ def far_rows(model: nn.Module) -> list[str]:
 
 def _draw_rows(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
-        weight = model.get_submodule(name).weight
+        weight = model.get_parameter(f"{name}.weight")
         nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
 

@@ -144,7 +144,8 @@ def _repeated(model: nn.Module) -> Iterator[Finding]:
         if not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
         places: dict[int, list[str]] = {}
-        for own, child in module._modules.items():  # children without those that are there already are not wanted
+        children: dict[str, nn.Module | None] = dict(module._modules)  # `children()` leaves out who is there already
+        for own, child in children.items():
             if child is not None and any(each.dim() > 1 for each in child.parameters()):
                 places.setdefault(id(child), []).append(f"{name}.{own}" if name else own)
         for same in places.values():
@@ -166,9 +167,9 @@ def _rows(now: Watched) -> Iterator[Finding]:
             continue
         columns = indices.shape[1]
         most = indices.max(0).values
-        used = len(indices.unique())
+        used = _count(indices)
         low, high = int(indices.min()), int(most.max())
-        full = all(len(indices[:, place].unique()) >= COVERED * (int(most[place]) + 1) for place in range(columns))
+        full = all(_count(indices[:, place]) >= COVERED * (int(most[place]) + 1) for place in range(columns))
         total = int((most + 1).sum())
         text = advice = ""
         unlike = int(most.min()) + 1 < SIMILAR * (high + 1)  # words of a text have one range in each column
@@ -184,6 +185,10 @@ def _rows(now: Watched) -> Iterator[Finding]:
         if text:
             yield Finding("unused_rows", Status.LOOK, text, advice, "each index has a row of its own", (name,),
                           Measure("rows that are looked up", float(used), unit="rows"))  # fmt: skip
+
+
+def _count(indices: Tensor) -> int:
+    return len(indices.unique())  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _built(now: Watched) -> Iterator[Finding]:

@@ -237,11 +237,11 @@ def _growth(module: nn.RNNBase, states: Tensor) -> float:
     return late / early if early > 0 else 0.0
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Looks at softmax, attention and sums on their way through the dispatcher."""
 
     def __init__(self, work: _Work) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._work = work
         self._seen = work.seen
         self._weights: dict[int, tuple[Tensor, int]] = {}  # of attention, by where they lie, and the axis of their sum
@@ -310,7 +310,7 @@ class _Operations(TorchDispatchMode):
         first, second = (each.detach() for each in args[:2])
         if not (first.is_floating_point() and second.is_floating_point()) or first.dim() < 3:
             return
-        shape = torch.broadcast_shapes(first.shape, second.shape)
+        shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]  # as above
         if len(shape) != 3 or shape[0] < LEAST or first.numel() > LARGEST:
             return
         names = [self._work.named.get(each.data_ptr(), "") for each in (first, second)]

@@ -60,7 +60,7 @@ def by_part(model: nn.Module, names: set[str], trained: set[str]) -> Iterator[tu
 def is_new(layer: nn.Module) -> bool:
     """Tell whether a layer's weights are new: in torch's bound, and filling it, or N(0, 1) rows; or a bias of 0."""
     if isinstance(layer, nn.RNNBase):
-        return _fills(layer.weight_hh_l0, 1 / math.sqrt(layer.hidden_size))
+        return _fills(layer.get_parameter("weight_hh_l0"), 1 / math.sqrt(layer.hidden_size))
     if isinstance(layer, nn.Embedding):
         return _is_normal(layer.weight.detach())
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
