@@ -18,11 +18,21 @@ from depthgauge.checking.answers import Answer, Finding, Measure, Status, undeci
 from depthgauge.checking.beginning import Begun
 from depthgauge.checking.parameters import held_by
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.learning_rate import groups, kinds, ladder
+from depthgauge.checking.questions.learning_rate import branches, groups, kinds, ladder
+from depthgauge.checking.questions.learning_rate.branches import Branches
 from depthgauge.checking.questions.learning_rate.figure import draw
 from depthgauge.checking.questions.learning_rate.groups import Rates
-from depthgauge.checking.questions.learning_rate.judging import Evidence, diverged, judged, low, nothing, tiny
+from depthgauge.checking.questions.learning_rate.judging import (
+    Evidence,
+    diverged,
+    judged,
+    low,
+    no_gauge,
+    nothing,
+    tiny,
+)
 from depthgauge.checking.questions.learning_rate.learnt import learnt
+from depthgauge.checking.questions.learning_rate.longer import lengthened
 from depthgauge.checking.questions.learning_rate.stability import A_PRODUCT, Stability, stability
 from depthgauge.checking.questions.learning_rate.warming import warmed
 from depthgauge.checking.questions.signal.holders import unregistered
@@ -39,6 +49,7 @@ SHARES = {
     "ladder": 0.5,
     "ladder alone": 0.9,
     "sharpness": 0.25,
+    "branches": 0.5,
     "sweep": 0.7,
 }  # of the time that is left when each begins
 SWEEPS = 5  # of a range test: the fewest that have an interval
@@ -95,10 +106,12 @@ def _climbed(
     second = float(np.median([rung.seconds for rung in rungs.rungs]))
     stable = stability(training, rates, batches, subject.clock.count(A_PRODUCT * second, 30, SHARES["sharpness"]))
     already = learnt(training, batches, rungs.before)
-    seen = Evidence(
-        rates, rungs, begun, already, _suggested(subject, rates, rungs, second),
-        math.nan if already or not tiny(rungs) else _longer(training, rates, batches, rungs), _game(subject),
-    )  # fmt: skip
+    more = None
+    if tiny(rungs) and not already:
+        more = lengthened(training, rates, subject.batches(branches.BATCHES), rungs)
+    grown = _grown(subject, rates, rungs, second)
+    suggested = _suggested(subject, rates, rungs, second)
+    seen = Evidence(rates, rungs, begun, already, suggested, more, _game(subject), grown)
     findings = [*settings, *judged(seen)]
     if not any(finding.kind in {"diverges", "rate_too_large", "no_progress"} for finding in findings):
         findings.extend(warmed(training, rates, batches, rungs))
@@ -123,9 +136,14 @@ def _unmeasured(settings: Sequence[Finding], why: str) -> Answer:
     return Answer(QUESTION.id, QUESTION.text, why, (*settings, *answer.findings))
 
 
-def _longer(training: Training, rates: Rates, batches: Sequence[Any], rungs: ladder.Ladder) -> float:
-    """The fall at the present rate in several times as many steps: some losses stay on a plateau first."""
-    return ladder.rung(training, rates.peak, batches, kinds.LONGER * rungs.steps, rungs.before).fall
+def _grown(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: float) -> Branches | None:
+    """Branches at the present rate and at smaller ones; None where far larger ones are better, or time is short."""
+    if rungs.best.factor >= kinds.SMALL_FACTOR or no_gauge(rungs) or math.isinf(rungs.here.fall):
+        return None
+    steps = subject.clock.count(second, 3 * branches.MOST + 2 * branches.FIRST, SHARES["branches"])
+    if steps < 2 * kinds.FEWEST_STEPS:
+        return None
+    return branches.compared(subject.training, rates, subject.batches(branches.BATCHES), steps, rungs.start)
 
 
 def _game(subject: Subject) -> bool:

@@ -12,9 +12,19 @@ SMALL_SHARE = (
 LONGER = 4  # times as many steps, after which the present rate still has not made LOW_SHARE of the best rate's fall. Of
 # those 18 none makes more than 0.065; of sound rates, and of a third of them, none makes less than 0.25 (frozen heads,
 # which this is not asked of, left out)
+MOVED = (
+    0.1  # of their norm, by which LONGER times as many steps move weight matrices at most where a rate is too small:
+)
+# a thirtieth of a sound rate 0.00x to 0.08 where the loss stays, a third of one 0.11 and more
+CLEAR = 4.0  # standard errors, by which two branches differ where a difference is one
+FEWEST_STEPS = 96  # of a branch, that acquit a rate
+FEW_STEPS = 192  # of a branch, that condemn one
+RECOVERED = 0.9  # of the smaller rates' fall, late in a branch: the rate trains, whatever its first steps did
+LATE_SHARE = 0.75  # of it, below which the rate is too large
 GROWING = 2.0  # times what a constant pace makes in LONGER times as many steps: they still grow, of an optimizer that
 # warms up by itself (RAdam)
 NO_FLOOR = 10.0  # times the loss at the start, that the best rate lets it fall: no loss that ends at 0 does so
+ABOUT_ZERO = 2.0  # standard deviations over batches, within which a loss with negative values lies about zero
 LOW_SHARE = 0.1  # of the best rate's fall: between the two, and below it a search for a better rate pays
 SMALL_FACTOR = 10.0  # times the rate, where the best one is at least: so that no small step of the search decides
 LARGE_SHARE = 0.5  # of the best rate's fall, where the best is a third or less. Three times a sound rate: 0.86 and more
