@@ -8,6 +8,7 @@ interval, and the sharpness says from where on steps would diverge.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,10 +51,12 @@ SHARES = {
     "ladder alone": 0.9,
     "sharpness": 0.25,
     "branches": 0.5,
+    "loading": 0.1,
     "sweep": 0.7,
 }  # of the time that is left when each begins
 SWEEPS = 5  # of a range test: the fewest that have an interval
 SWEEP_BATCHES = 24  # whose losses a range test is held against
+NEW_STEPS = kinds.LONGER * ladder.STEPS + 3 * branches.BATCHES  # at a rate that seems too small, and on new batches
 BELOW, ABOVE = 0.1, 30.0  # times the ladder's best rate: range of the range test
 SWEEP_STEPS = 26  # steps of a sweep, as a rule: it ends where the loss has doubled
 
@@ -67,13 +70,8 @@ def ask(subject: Subject) -> Answer:
     settings = tuple(groups.read(training, rates, subject.seen.gradients))
     if not rates.largest:
         return _at_zero(settings)
-    if takes_closure(training.optimizer):
-        called = type(training.optimizer).__name__
-        return _unmeasured(settings, f"{called} takes a closure and searches its step itself: its rate was not tried")
-    if not math.isfinite(subject.seen.loss):
-        return _unmeasured(
-            settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
-        )
+    if why := _untried(subject, rates):
+        return _unmeasured(settings, why)
     second = A_STEP * subject.seen.seconds
     share = SHARES["ladder"]
     steps = _fitting(subject, second, share, ladder.STEPS)
@@ -89,6 +87,18 @@ def ask(subject: Subject) -> Answer:
     clock = subject.clock.part(share)
     rungs = ladder.climb(training, rates, batches, steps, lambda took: clock.left > steps * max(second, took))
     return _climbed(subject, settings, rates, rungs, begun)
+
+
+def _untried(subject: Subject, rates: Rates) -> str:
+    """The reason why no rate can be tried; empty where it can."""
+    if branches.warming(rates) and rates.largest == 1:
+        return "its schedule scales a rate of 1, as one does that returns the rate itself: its peak is not known"
+    if takes_closure(subject.training.optimizer):
+        called = type(subject.training.optimizer).__name__
+        return f"{called} takes a closure and searches its step itself: its rate was not tried"
+    if not math.isfinite(subject.seen.loss):
+        return f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
+    return ""
 
 
 def _fitting(subject: Subject, second: float, share: float, most: int) -> int:
@@ -108,7 +118,8 @@ def _climbed(
     already = learnt(training, batches, rungs.before)
     more = None
     if tiny(rungs) and not already:
-        more = lengthened(training, rates, subject.batches(branches.BATCHES), rungs)
+        fits = subject.clock.count(second, NEW_STEPS, SHARES["branches"]) == NEW_STEPS
+        more = lengthened(training, rates, _many(subject) if fits else batches, rungs)
     grown = _grown(subject, rates, rungs, second)
     suggested = _suggested(subject, rates, rungs, second)
     seen = Evidence(rates, rungs, begun, already, suggested, more, _game(subject), grown)
@@ -138,12 +149,23 @@ def _unmeasured(settings: Sequence[Finding], why: str) -> Answer:
 
 def _grown(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: float) -> Branches | None:
     """Branches at the present rate and at smaller ones; None where far larger ones are better, or time is short."""
-    if rungs.best.factor >= kinds.SMALL_FACTOR or no_gauge(rungs) or math.isinf(rungs.here.fall):
+    if rungs.best.factor >= kinds.SMALL_FACTOR or no_gauge(rungs):
+        return None
+    if math.isinf(rungs.here.fall) and not branches.warming(rates):
         return None
     steps = subject.clock.count(second, 3 * branches.MOST + 2 * branches.FIRST, SHARES["branches"])
     if steps < 2 * kinds.FEWEST_STEPS:
         return None
-    return branches.compared(subject.training, rates, subject.batches(branches.BATCHES), steps, rungs.start)
+    return branches.compared(subject.training, rates, _many(subject), steps, rungs.start)
+
+
+def _many(subject: Subject) -> list[Any]:
+    """As many batches as a branch goes round, or fewer where a loader takes long."""
+    known = 2 * ladder.BATCHES
+    start = time.perf_counter()
+    subject.batches(known)
+    a_batch = (time.perf_counter() - start) / known
+    return subject.batches(max(known, subject.clock.count(a_batch, branches.BATCHES, SHARES["loading"])))
 
 
 def _game(subject: Subject) -> bool:

@@ -21,6 +21,7 @@ from depthgauge.workload import Training
 BATCHES = 103  # that the branches go round
 TENTH, THIRD = 0.1, 1 / 3  # of the present rate, that it is held against
 FIRST, MOST = 192, 480  # steps of each: more where the present rate is behind after the first
+WARM = 4  # of the steps, one in as many has a rising rate where the user's schedule begins with a warm-up
 BLOCKS = 8  # that the second half is cut into, for the standard error of a difference
 
 
@@ -86,8 +87,14 @@ def grow(
     found = {}
     for factor in factors:
         with training.untouched():
-            found[factor] = tuple(walked(training, rates.times(factor), batches, steps))
+            warm = steps // WARM if warming(rates) else 0
+            found[factor] = tuple(walked(training, rates.times(factor), batches, steps, warm=warm))
     return Branches(found, steps, start)
+
+
+def warming(rates: Rates) -> bool:
+    """Tell whether a schedule begins below its peak, so that the peak is not to be borne from the first step on."""
+    return rates.scheduled and max(rates.present) < rates.largest
 
 
 def compared(training: Training, rates: Rates, batches: Sequence[Any], most: int, start: float) -> Branches:
@@ -112,7 +119,8 @@ def too_large(seen: Branches | None) -> bool:
     """Tell whether a smaller rate ends far lower."""
     if seen is None or seen.steps < kinds.FEW_STEPS or not math.isfinite(seen.late(seen.best)):
         return False
-    return seen.fall > 0 and seen.share < kinds.LATE_SHARE and seen.clear
+    lost = seen.late(1.0) - seen.late(seen.best) >= kinds.HARM * abs(seen.start)
+    return lost and seen.fall > 0 and seen.share < kinds.LATE_SHARE and seen.clear
 
 
 def recovers(seen: Branches | None) -> bool:

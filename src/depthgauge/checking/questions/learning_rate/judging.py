@@ -71,7 +71,8 @@ def low(ladder: Ladder) -> bool:
 def diverged(seen: Evidence) -> bool:
     """Tell whether the user's rates end in a loss that is not finite."""
     own = seen.begun.losses if seen.begun is not None and not seen.rates.scheduled else ()
-    return math.isinf(seen.ladder.here.fall) or bool(own and not math.isfinite(own[-1]))
+    warmed = branches.warming(seen.rates) and branches.recovers(seen.grown)
+    return (math.isinf(seen.ladder.here.fall) and not warmed) or bool(own and not math.isfinite(own[-1]))
 
 
 def nothing(ladder: Ladder) -> bool:
@@ -103,7 +104,9 @@ def _soon(seen: Evidence) -> bool:
     ladder = seen.ladder
     smaller = ladder.best.factor <= kinds.LARGE_FACTOR
     far = bool(range_test.far(ladder.here.losses, np.array(ladder.before)).any())
-    return (smaller and (ladder.share < kinds.LARGE_SHARE or far)) or (ladder.best.factor <= 1 and rises(seen))
+    lost = ladder.best.fall - ladder.here.fall >= kinds.HARM * abs(ladder.start) or not ladder.share > 0
+    behind = ladder.share < kinds.LARGE_SHARE and lost
+    return (smaller and (behind or far)) or (ladder.best.factor <= 1 and rises(seen))
 
 
 def rises(seen: Evidence) -> bool:

@@ -29,6 +29,8 @@ LOW_SHARE = 0.1  # of the best rate's fall: between the two, and below it a sear
 SMALL_FACTOR = 10.0  # times the rate, where the best one is at least: so that no small step of the search decides
 LARGE_SHARE = 0.5  # of the best rate's fall, where the best is a third or less. Three times a sound rate: 0.86 and more
 # on the one seed that was looked at, and 2 of 66 trainings of other seeds are called too large there
+HARM = 0.05  # of the loss at the start, that a rate has to lose against a smaller one: a prompt before a frozen network
+# that was never trained lowers the loss by 2 % at any rate
 LARGE_FACTOR = 0.35  # a third of the rate, with rounding
 NOTHING = 0.002  # of the loss at the start, and a tenth of its spread over batches: a fall below both is none
 BATCH_SPREAD = 0.1

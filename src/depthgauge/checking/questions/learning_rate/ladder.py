@@ -176,15 +176,23 @@ def rung(
     return Rung(factor, tuple(made), fall if math.isfinite(fall) else -math.inf, seconds)
 
 
-def walked(training: Training, rates: Sequence[float], batches: Sequence[Any], steps: int) -> list[float]:
-    """Make up to so many steps at these rates round the batches; the losses before them, up to one that is not finite.
+def walked(
+    training: Training, rates: Sequence[float], batches: Sequence[Any], steps: int, *, warm: int = 0
+) -> list[float]:
+    """Make up to so many steps round the batches; the losses before them, up to one that is not finite.
 
-    Changes the training: to be called within `untouched()`.
+    Args:
+        training: changed: to be called within `untouched()`.
+        rates: of each parameter group.
+        batches: that the steps go round.
+        steps: most.
+        warm: steps over which the rates rise linearly from 0.
     """
     assert training.optimizer is not None
     made: list[float] = []
     for place in range(steps):
-        set_rates(training.optimizer, rates)
+        risen = min(1.0, (place + 1) / max(warm, 1))
+        set_rates(training.optimizer, [risen * rate for rate in rates])
         made.append(step(training, batches[place % len(batches)]))
         if not math.isfinite(made[-1]):
             break
