@@ -120,7 +120,8 @@ def too_large(seen: Branches | None) -> bool:
     if seen is None or seen.steps < kinds.FEW_STEPS or not math.isfinite(seen.late(seen.best)):
         return False
     lost = seen.late(1.0) - seen.late(seen.best) >= kinds.HARM * abs(seen.start)
-    return lost and seen.fall > 0 and seen.share < kinds.LATE_SHARE and seen.clear
+    least = kinds.NOISY_SHARE if seen.steps >= kinds.MANY_STEPS else kinds.LATE_SHARE
+    return lost and seen.fall > 0 and seen.share < least and seen.clear
 
 
 def recovers(seen: Branches | None) -> bool:

@@ -21,6 +21,8 @@ FEWEST_STEPS = 96  # of a branch, that acquit a rate
 FEW_STEPS = 192  # of a branch, that condemn one
 RECOVERED = 0.9  # of the smaller rates' fall, late in a branch: the rate trains, whatever its first steps did
 LATE_SHARE = 0.75  # of it, below which the rate is too large
+MANY_STEPS = 400  # of a branch, in which noise has shown
+NOISY_SHARE = 0.88  # of the smaller rates' fall, below which a rate is too large after so many steps
 GROWING = 2.0  # times what a constant pace makes in LONGER times as many steps: they still grow, of an optimizer that
 # warms up by itself (RAdam)
 NO_FLOOR = 10.0  # times the loss at the start, that the best rate lets it fall: no loss that ends at 0 does so
