@@ -50,20 +50,26 @@ KINDS = {
     "rate_too_large": Kind(
         "fault",
         f"from the same weights, a third of the rate or less lets the loss fall more than {1 / LARGE_SHARE:.0f} times"
-        " as far in 24 steps, or the present rate raises it above twice its start (Smith's end of a range test)",
+        " as far in 24 steps, or the present rate raises it above twice its start (Smith's end of a range test), and"
+        f" over up to 480 steps on batches as they come it does not make {percent(RECOVERED)} of a smaller rate's fall;"
+        f" or late in these steps it makes less than {percent(LATE_SHARE)} of that fall ({percent(NOISY_SHARE)} after"
+        f" {MANY_STEPS} steps). Not asked of a loss about zero, that gains weigh (a policy's); a warm-up is given its"
+        " steps",
     ),
     "rate_too_small": Kind(
         "fault",
         f"from the same weights, {SMALL_FACTOR:.0f} times the rate or more lets the loss fall more than"
-        f" {1 / SMALL_SHARE:.0f} times as far in 24 steps, and in {LONGER} times as many the present rate does not make"
-        f" {percent(LOW_SHARE)} of that fall. Not asked of a model that has learnt already, of a"
+        f" {1 / SMALL_SHARE:.0f} times as far in 24 steps, on batches that it has not seen, too; and in {LONGER} times"
+        f" as many the present rate does not make {percent(LOW_SHARE)} of that fall, and moves weight matrices by less"
+        f" than {percent(MOVED)}. Not asked of a model that has learnt already, of a"
         " loss that passes through weights of another optimizer (a generator's) or has no floor (a policy's), nor while"
         " steps still grow (an optimizer that warms up by itself)",
     ),
     "no_progress": Kind(
         "fault",
         f"at no rate from a millionth to a thousand times the present one the loss of 8 batches falls by"
-        f" {percent(NOTHING)} of its start in 24 steps on them, and the model has not learnt yet",
+        f" {percent(NOTHING)} of its start in 24 steps on them, the model has not learnt yet, and the loss does not lie"
+        " about zero (a policy's)",
     ),
     "rate_zero": Kind("fault", "every rate is 0, and no schedule raises it: no weight moves"),
     "group_at_zero": Kind("property", "a parameter group has the rate 0, and no schedule raises it"),
