@@ -93,8 +93,9 @@ def _untried(subject: Subject, rates: Rates) -> str:
     """The reason why no rate can be tried; empty where it can."""
     if branches.warming(rates) and rates.largest == 1:
         return "its schedule scales a rate of 1, as one does that returns the rate itself: its peak is not known"
-    if takes_closure(subject.training.optimizer):
-        called = type(subject.training.optimizer).__name__
+    optimizer = subject.training.optimizer
+    if optimizer is not None and takes_closure(optimizer):
+        called = type(optimizer).__name__
         return f"{called} takes a closure and searches its step itself: its rate was not tried"
     if not math.isfinite(subject.seen.loss):
         return f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
