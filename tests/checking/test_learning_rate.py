@@ -297,9 +297,7 @@ def test_a_rate_that_shakes_a_training_late_is_too_large() -> None:
 def test_a_rate_is_not_too_small_whose_gain_is_of_batches_by_heart() -> None:
     """Labels that inputs hardly tell: a larger rate learns eight batches by heart, and nothing of new ones."""
     draws = torch.Generator().manual_seed(4)
-    batches = [
-        (torch.randn(16, 12, generator=draws), torch.randint(4, (16,), generator=draws)) for _ in range(96)
-    ]
+    batches = [(torch.randn(16, 12, generator=draws), torch.randint(4, (16,), generator=draws)) for _ in range(96)]
     model = mlp()
     which = Training(model, batches, optimizer=torch.optim.Adam(model.parameters(), 1e-5))
     assert not faults_of(asked(which))
