@@ -17,7 +17,7 @@ from depthgauge import Training
 from depthgauge.checking import Answer, Measure, check
 from depthgauge.checking.questions import learning_rate
 from depthgauge.checking.questions.learning_rate import ladder
-from depthgauge.checking.questions.learning_rate.groups import Rates
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.questions.learning_rate.judging import Evidence, judged, nothing
 from depthgauge.checking.questions.learning_rate.learnt import learnt
 from depthgauge.checking.questions.learning_rate.stability import stability
