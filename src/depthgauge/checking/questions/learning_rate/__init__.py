@@ -66,7 +66,8 @@ def ask(subject: Subject) -> Answer:
             settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
         )
     walked = _walked(subject, rates)
-    settings += tuple(stepping.findings(walked))
+    long = any(each.kind in {"momentum", "betas", "dampened"} for each in settings)
+    settings += tuple(each for each in stepping.findings(walked) if not (long and each.kind == "endless_sum"))
     if not max(rates.present) and schedules.unsteered(training.optimizer, rates, walked.rates):
         finding = schedules.idle(rates, walked.steps)
         return Answer(QUESTION.id, QUESTION.text, finding.text, (finding, *settings), finding.measure)

@@ -52,7 +52,7 @@ def _fresh(model: nn.Module, own: set[str], *, zero: bool) -> list[str]:
     A rate of 0 may be meant, as a freeze: then those alone count that have layers which train below them, or that are
     the only one of four or more.
     """
-    layers = [(name, layer) for name, layer in architecture.layers(model) if any(layer.parameters())]
+    layers = [(name, layer) for name, layer in architecture.layers(model) if any(True for _ in layer.parameters())]
     ours = [all(f"{name}.{each}".lstrip(".") in own for each, _ in layer.named_parameters()) for name, layer in layers]
     alone = sum(ours) == 1 and len(layers) >= 4
     return [
