@@ -14,7 +14,7 @@ from depthgauge import nested, probe, seeding
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, most_severe
 from depthgauge.checking.beginning import quietly
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, remedies
+from depthgauge.checking.questions.signal import absent, averages, frozen, holding, passed_by, passing, remedies
 from depthgauge.checking.questions.signal import depth as depth_of
 from depthgauge.checking.questions.signal.figure import draw
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
@@ -64,7 +64,7 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     later = _later(subject, others)
     wiring = Wiring(subject.training, now, later.passed, others)
     found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
-    found += [*frozen.findings(wiring), *later.equal]
+    found += [*frozen.findings(wiring), *later.equal, *_averages(subject)]
     found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)
     depth = _depth(subject, sound=not any(each.kind == "nonfinite" for each in found))
     if isinstance(depth, Finding):
@@ -76,6 +76,15 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     alive = now.alive | (later.passed.alive if later.passed else set())
     says = _says(found, len(alive), depth, later)
     return Answer(QUESTION.id, QUESTION.text, says, tuple(found), _measure(depth), _tables(now, depth, later))
+
+
+def _averages(subject: Subject) -> list[Finding]:
+    if 2 * averages.STEPS * subject.seen.seconds > subject.clock.left:
+        return []
+    try:
+        return list(averages.findings(subject.training))
+    except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
+        return []
 
 
 # -- passes ------------------------------------------------------------------------------------------------------------
@@ -270,6 +279,6 @@ QUESTION = Question(
     "Does the signal reach the output, and the gradient the input?",
     ask,
     share=2,
-    kinds=KINDS,
+    kinds={**KINDS, **averages.KINDS},
     draw=draw,
 )
