@@ -92,6 +92,13 @@ class _Probe:
             self.go([sign * each for each in self.made_up])
             return [each.detach() - old for each, old in zip(self.given, before, strict=True)]
 
+    def idle(self) -> list[Tensor]:
+        """What a step without a gradient does; nothing where it fails, as a hook of the user's may on a norm of 0."""
+        try:
+            return self.apart(0.0)
+        except Exception:  # noqa: BLE001 - the user's code, which no training hands such a gradient
+            return [torch.zeros_like(each) for each in self.given]
+
 
 def walk(training: Training, rates: Rates, batches: Sequence[Any], left: Callable[[], float]) -> Walked:
     """Make the steps, and leave the training as it was.
@@ -114,8 +121,9 @@ def walk(training: Training, rates: Rates, batches: Sequence[Any], left: Callabl
     ]
     probe = _Probe(training, rates, given, made_up)
     began = time.perf_counter()
-    apart = [probe.apart(sign) for sign in (1.0, -1.0, 0.0)]
-    second = (time.perf_counter() - began) / 3
+    up, down = (probe.apart(sign) for sign in (1.0, -1.0))
+    second = (time.perf_counter() - began) / 2
+    uneven = min(_unevenness(up, down, idle) for idle in (probe.idle(), [torch.zeros_like(each) for each in up]))
     count = min(MOST, int(left() / max(second, 1e-9)) // 2)
     if count < FEWEST:
         return Walked()
@@ -124,7 +132,7 @@ def walk(training: Training, rates: Rates, batches: Sequence[Any], left: Callabl
         still = [each for each in still if _stays(probe, each, count)]
     names = names_of(training.model)
     unmoved = tuple(names[id(each)] for each in still if id(each) in names)
-    return Walked(probe.steps, unmoved, len(given), endless, kept, _unevenness(*apart), after)
+    return Walked(probe.steps, unmoved, len(given), endless, kept, uneven, after)
 
 
 def _own(training: Training, rates: Rates, batches: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -187,7 +195,7 @@ def _stays(probe: _Probe, one: Tensor, count: int) -> bool:
 
 
 def _unevenness(up: list[Tensor], down: list[Tensor], none: list[Tensor]) -> float:
-    """What two opposite steps do together, over what they do apart; what a step without a gradient does is left out."""
+    """What two opposite steps do together, over what they do apart, beside what a step without a gradient does."""
     together = apart = 0.0
     for one, other, idle in zip(up, down, none, strict=True):
         a, b = (one - idle).double(), (other - idle).double()
