@@ -80,7 +80,9 @@ def _optimizers(optimizer: torch.optim.Optimizer | None) -> Iterator[torch.optim
     if optimizer is None:
         return
     yield optimizer
-    held = [each for value in vars(optimizer).values() for each in (value if isinstance(value, list | tuple) else [value])]
+    held = [
+        each for value in vars(optimizer).values() for each in (value if isinstance(value, list | tuple) else [value])
+    ]
     yield from (each for each in held if isinstance(each, torch.optim.Optimizer) and each is not optimizer)
 
 

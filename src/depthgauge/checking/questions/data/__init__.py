@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING
 
 from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.data import batches, fitting, inputs, labels, losses, modes, passing, seeing, summing
-from depthgauge.checking.questions.data import parts
+from depthgauge.checking.questions.data import (
+    batches,
+    fitting,
+    inputs,
+    labels,
+    losses,
+    modes,
+    parts,
+    passing,
+    seeing,
+    summing,
+)
 from depthgauge.checking.questions.data.figure import draw
 from depthgauge.checking.subject import Subject
 

@@ -152,10 +152,10 @@ class _Noted(TorchFunctionMode):
         name, module = self.stack[-1]
         if func in _DROPOUT and not isinstance(module, DROPS):
             rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
-            if kwargs.get("training", args[2] if len(args) > 2 else True) and rate >= HEAVY:  # noqa: PLR2004 - places
+            if kwargs.get("training", args[2] if len(args) > 2 else True) and rate >= HEAVY:
                 self.found[name] = max(rate, self.found.get(name, 0.0))
         elif func is _ATTENTION and not isinstance(module, DROPS):
-            rate = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)  # noqa: PLR2004 - its place
+            rate = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
             if rate >= HEAVY:
                 self.found[name] = max(rate, self.found.get(name, 0.0))
         return func(*args, **kwargs)

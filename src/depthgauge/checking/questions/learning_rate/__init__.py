@@ -20,9 +20,9 @@ from depthgauge.checking.parameters import held_by
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.learning_rate import groups, kinds, ladder, schedules, stepping
 from depthgauge.checking.questions.learning_rate.figure import draw
-from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.questions.learning_rate.judging import Evidence, diverged, judged, low, nothing, tiny
 from depthgauge.checking.questions.learning_rate.learnt import learnt
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.questions.learning_rate.stability import A_PRODUCT, Stability, stability
 from depthgauge.checking.questions.learning_rate.warming import warmed
 from depthgauge.checking.questions.signal.holders import unregistered

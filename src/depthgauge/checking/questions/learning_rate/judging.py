@@ -12,8 +12,8 @@ from depthgauge import learning_rate as range_test
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.beginning import Begun
 from depthgauge.checking.questions.learning_rate import kinds
-from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.questions.learning_rate.ladder import STEPS, Ladder, Rung, digits, least
+from depthgauge.checking.questions.learning_rate.rates import Rates
 
 WHERE = ("optimizer",)
 

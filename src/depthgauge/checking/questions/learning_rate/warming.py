@@ -10,8 +10,8 @@ import numpy as np
 
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.questions.learning_rate import kinds
-from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.questions.learning_rate.ladder import Ladder
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.steps import losses, set_rates, step
 from depthgauge.workload import Training
 

@@ -167,7 +167,8 @@ def _in_float32(asked: _Asked, finding: Finding) -> Finding:
     wide = passes.fall_in_float32(asked.subject.training, begun.steps, lambda: clock.left > 0)
     if math.isnan(wide):
         return finding if updates.untried(finding) else harmless
-    if updates.without_harm(fell, wide, sum(begun.before) / len(begun.before)):
+    start = sum(begun.before) / len(begun.before)
+    if updates.without_harm(fell, wide, 0.0 if updates.untried(finding) else updates.COARSE * abs(start)):
         return harmless
     measure = f"fall of the loss in {begun.steps} steps"
     return dataclasses.replace(finding, tried=Tried("float32 weights", measure, fell, wide))

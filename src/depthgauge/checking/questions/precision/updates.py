@@ -24,7 +24,9 @@ MUCH = 0.8  # of float32's fall of the loss in the same steps is had all the sam
 COARSE = 2.0**-7  # of a loss in bfloat16, the spacing of its values
 NEARLY_ALL = 0.9  # of the weights
 NARROW = ("float16", "bfloat16")
-HALF = 0.5  # of the weights, of one tensor or of all: they move at less than half their rate. Of all it is a fault where
+HALF = (
+    0.5  # of the weights, of one tensor or of all: they move at less than half their rate. Of all it is a fault where
+)
 # float32 weights, tried, bring the loss down further: at 0.50 and 0.54 (SignSGD, Adam) 1.4 to 1.8 times as far
 ADAPTIVE = ("betas", "alpha", "rho")  # settings of optimizers whose step does not shrink with the gradient
 
@@ -89,9 +91,15 @@ def _counts(training: Training, fmt: str) -> bool:
     return fmt in NARROW or _adaptive(training)
 
 
-def without_harm(fell: float, wide: float, start: float) -> bool:
-    """Tell whether the loss fell about as far as with float32 weights, or by no less than 16 bits tell of its start."""
-    return wide <= 0 or fell >= MUCH * wide or wide - fell <= COARSE * abs(start)
+def without_harm(fell: float, wide: float, least: float = 0.0) -> bool:
+    """Tell whether the loss fell about as far as with float32 weights, or does not fall with them either.
+
+    Args:
+        fell: how far it fell.
+        wide: how far it falls with float32 weights.
+        least: differences that count for nothing.
+    """
+    return wide <= 0 or fell >= MUCH * wide or 0 <= wide - fell < least
 
 
 def untried(finding: Finding) -> bool:

@@ -170,7 +170,7 @@ class _Writes(TorchDispatchMode):
 
     def _plain(self, func: Any, args: Any) -> bool:
         """Tell whether it copies the followed weights as they are."""
-        if "copy_" not in func._schema.name or len(args) < 2:  # noqa: PLR2004 - what is copied comes second
+        if "copy_" not in func._schema.name or len(args) < 2:
             return False
         sources = args[1] if isinstance(args[1], list | tuple) else [args[1]]
         return all(isinstance(each, Tensor) and each.untyped_storage().data_ptr() in self._led for each in sources)
