@@ -35,8 +35,8 @@ KINDS = {
     ),
     "statistics_of_one_batch": Kind(
         "fault",
-        f"batch normalization in train mode has a momentum of {LAST} or more, so that its running statistics are the last"
-        " batch's; what a module of an installed package sets is let pass",
+        f"batch normalization in train mode has a momentum of {LAST} or more, so that its running statistics are the"
+        " last batch's; what a module of an installed package sets is let pass",
     ),
     "heavy_noise": Kind("fault", f"dropout that is called as a function has a rate of {HEAVY} or more"),
 }

@@ -58,13 +58,8 @@ def ask(subject: Subject) -> Answer:
     settings += tuple(groups.maximizes(training, subject.seen))
     if not rates.largest:
         return _at_zero(settings)
-    if takes_closure(training.optimizer):
-        called = type(training.optimizer).__name__
-        return _unmeasured(settings, f"{called} takes a closure and searches its step itself: its rate was not tried")
-    if not math.isfinite(subject.seen.loss):
-        return _unmeasured(
-            settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
-        )
+    if why := _not_to_be_tried(subject):
+        return _unmeasured(settings, why)
     walked = _walked(subject, rates)
     long = any(each.kind in {"momentum", "betas", "dampened"} for each in settings)
     settings += tuple(each for each in stepping.findings(walked) if not (long and each.kind == "endless_sum"))
@@ -88,6 +83,16 @@ def ask(subject: Subject) -> Answer:
     if schedules.unsteered(training.optimizer, rates, walked.rates):
         settings += tuple(schedules.low(training, rates, batches, rungs, walked.steps))
     return _climbed(subject, settings, rates, rungs, begun)
+
+
+def _not_to_be_tried(subject: Subject) -> str:
+    """Say why no rate can be tried; empty where they can."""
+    if takes_closure(subject.training.optimizer):
+        called = type(subject.training.optimizer).__name__
+        return f"{called} takes a closure and searches its step itself: its rate was not tried"
+    if not math.isfinite(subject.seen.loss):
+        return f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
+    return ""
 
 
 def _walked(subject: Subject, rates: Rates) -> stepping.Walked:

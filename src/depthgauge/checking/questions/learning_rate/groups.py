@@ -58,8 +58,8 @@ def _entering(group: Mapping[str, Any], which: str, where: tuple[str, ...]) -> I
     if float(group.get("momentum") or 0.0) > 0 and dampening >= 1:
         yield Finding(
             "dampened", Status.BROKEN,
-            f"{which} has dampening {dampening:g}: of each gradient {1 - dampening:g} times enters the momentum, so that"
-            " steps repeat the first one",
+            f"{which} has dampening {dampening:g}: of each gradient {1 - dampening:g} times enters the momentum, so"
+            " that steps repeat the first one",
             "set dampening to 0", "steps follow the gradients", where, Measure("dampening", dampening),
         )  # fmt: skip
 

@@ -62,8 +62,8 @@ KINDS = {
     ),
     "never_moved": Kind(
         "fault",
-        "neither own steps nor made-up gradients, however large, move float32 weights that the optimizer holds, that get"
-        " a gradient and whose rate is not 0",
+        "neither own steps nor made-up gradients, however large, move float32 weights that the optimizer holds, that"
+        " get a gradient and whose rate is not 0",
     ),
     "endless_sum": Kind(
         "fault",
@@ -72,8 +72,9 @@ KINDS = {
     ),
     "uneven_step": Kind(
         "fault",
-        "a step with a made-up gradient and one with its opposite do not cancel: together they make half or more of what"
-        " they make apart (0 where they are opposite, 0.7 where one of them does nothing, 1 where the sign is lost)",
+        "a step with a made-up gradient and one with its opposite do not cancel: together they make half or more of"
+        " what they make apart (0 where they are opposite, 0.7 where one of them does nothing, 1 where the sign is"
+        " lost)",
     ),
     "dampened": Kind("fault", "SGD's dampening is 1 or more: after the first step no gradient enters the momentum"),
     "maximizes": Kind(

@@ -212,8 +212,8 @@ def findings(walked: Walked) -> Iterator[Finding]:
     if walked.still:
         what = (
             f"no step of the optimizer moves a weight: {walked.steps} were tried" if whole
-            else f"no step moves {listed(walked.still)}: the optimizer holds them, they get a gradient and their rate is"
-            " not 0"
+            else f"no step moves {listed(walked.still)}: the optimizer holds them, they get a gradient, and their rate"
+            " is not 0"
         )  # fmt: skip
         yield Finding(
             "never_moved", Status.BROKEN, what,

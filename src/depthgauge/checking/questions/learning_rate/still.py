@@ -32,9 +32,8 @@ def groups(training: Training, rates: Rates) -> Iterator[Finding]:
         if fresh:
             yield Finding(
                 "still_group", Status.BROKEN,
-                f"{which} has the rate {rate:.3g}, where others have {rates.largest:.3g}, and holds {listed(fresh)} with"
-                " the weights of a new layer, which hardly change" if rate else
-                f"{which} has the rate 0, and holds {listed(fresh)} with the weights of a new layer, which never change",
+                f"{which} has the rate {rate:.3g}, where others have {rates.largest:.3g}, and holds {listed(fresh)}"
+                f" with the weights of a new layer, which {'hardly' if rate else 'never'} change",
                 "give the group a rate like the others'", "its weights train", (*fresh[:5], "optimizer"),
                 Measure("learning rate", rate),
             )  # fmt: skip

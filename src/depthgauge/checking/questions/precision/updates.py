@@ -18,8 +18,9 @@ from depthgauge.workload import Training
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST = 0.8  # of the weights with a gradient stand still: a fault where float32 cannot be tried. Of 24 trainings in bfloat16 (two initializations, Adam and
-# momentum at 12 rates, 200 steps) the loss fell above it by 0.05 to 0.78 of float32's fall, and below it by 0.62 to 1.
+MOST = 0.8  # of the weights with a gradient stand still: a fault where float32 cannot be tried. Of 24 trainings in
+# bfloat16 (two initializations, Adam and momentum at 12 rates, 200 steps) the loss fell above it by 0.05 to 0.78 of
+# float32's fall, and below it by 0.62 to 1.
 MUCH = 0.8  # of float32's fall of the loss in the same steps is had all the same: nothing is lost that counts
 COARSE = 2.0**-7  # of a loss in bfloat16, the spacing of its values
 NEARLY_ALL = 0.9  # of the weights

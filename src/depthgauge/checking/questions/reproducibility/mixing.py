@@ -133,6 +133,7 @@ def outputs(training: Training, batch: Any, *, deep: bool = False) -> list[Event
 
 
 def copied(tensor: Tensor) -> Tensor:
+    """The same numbers, by themselves."""
     return tensor.detach().clone()
 
 

@@ -23,8 +23,8 @@ KINDS = {
     "examples_meet": Kind("property", "in eval mode outputs depend on the batch's other examples, not on their order"),
     "keeps_state": Kind("property", "a second call on the same batch, in eval mode, returns other outputs"),
     "hands_on_state": Kind(
-        "fault", "in eval mode an example's output moves when the same row of the batch before it holds another example,"
-        f" no other row's does, by {_HALF}, and the loader draws its examples at random",
+        "fault", "in eval mode an example's output moves when the same row of the batch before it holds another"
+        f" example, no other row's does, by {_HALF}, and the loader draws its examples at random",
     ),
     "sees_future": Kind(
         "fault", "a model of next tokens returns outputs that depend on later tokens, those that it is to tell, by"
@@ -155,8 +155,8 @@ def handed_on(moved: float) -> Finding:
     """Finding of a state that goes over to an unrelated batch."""
     return Finding(
         "hands_on_state", Status.BROKEN,
-        f"An example's output moves by {percent(moved)} with the example that had its row in the batch before, which has"
-        " nothing to do with it: the loader draws its examples at random, and the model keeps a state a row.",
+        f"An example's output moves by {percent(moved)} with the example that had its row in the batch before, which"
+        " has nothing to do with it: the loader draws its examples at random, and the model keeps a state a row.",
         "begin each batch with a new state, or read the sequences in order, so that a row goes on where it ended",
         "outputs depend on their own example alone", ("model", "batches"),
         Measure("change of a row's output with the batch before", moved, unit="of the root mean square"),
