@@ -47,10 +47,10 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
     flags = [(part, _flags(part)) for part in open_]
     modes = [(part, part.training) for part in parts]
     owned = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    for each in _optimizers(optimizer):
-        places.add(each.param_groups)
-        places.add(each.state)
-        places.add(vars(each))  # hooks, and what schedulers leave there
+    for stepped in _optimizers(optimizer):
+        places.add(stepped.param_groups)
+        places.add(stepped.state)
+        places.add(vars(stepped))  # hooks, and what schedulers leave there
     tensors = {id(each): each for each in (*owned, *places.tensors)}
     hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
     snapshots = [Snapshot.of(each) for each in tensors.values() if not (nn.parameter.is_lazy(each) or each.is_meta)]

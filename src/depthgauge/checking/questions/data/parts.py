@@ -98,7 +98,7 @@ def _unused(module: nn.Module) -> bool:
 def _statistics(training: Training, passed: Passed) -> Iterator[Finding]:
     modules = dict(training.model.named_modules())
     live = {
-        name: float(modules[name].momentum)  # type: ignore[arg-type]  # a batch normalization's
+        name: float(modules[name].momentum)
         for name, trains in passed.training.items()
         if trains
         and isinstance(modules[name], NORMS)
@@ -147,6 +147,10 @@ class _Noted(TorchFunctionMode):
         self.stack: list[tuple[str, nn.Module | None]] = [("loss", None)]
         self.found: dict[str, float] = {}
 
+    def leave(self, *_: Any) -> None:
+        """A module's call ends."""
+        self.stack.pop()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name, module = self.stack[-1]
@@ -170,7 +174,7 @@ def _called(training: Training, batch: Any) -> Iterator[Finding]:
             enter = module.register_forward_pre_hook(
                 lambda part, _, name=name: noted.stack.append((name or "model", part))
             )
-            leave = module.register_forward_hook(lambda *_: noted.stack.pop() and None, always_call=True)
+            leave = module.register_forward_hook(noted.leave, always_call=True)
             hooks.callback(enter.remove)
             hooks.callback(leave.remove)
         with noted:

@@ -87,8 +87,9 @@ def ask(subject: Subject) -> Answer:
 
 def _not_to_be_tried(subject: Subject) -> str:
     """Say why no rate can be tried; empty where they can."""
-    if takes_closure(subject.training.optimizer):
-        called = type(subject.training.optimizer).__name__
+    optimizer = subject.training.optimizer
+    if optimizer is not None and takes_closure(optimizer):
+        called = type(optimizer).__name__
         return f"{called} takes a closure and searches its step itself: its rate was not tried"
     if not math.isfinite(subject.seen.loss):
         return f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"

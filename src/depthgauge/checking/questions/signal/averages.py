@@ -142,7 +142,7 @@ def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     )
 
 
-class _Writes(TorchDispatchMode):
+class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Notes which followers are written to by arithmetic, in a step.
 
     Attributes:
@@ -150,7 +150,7 @@ class _Writes(TorchDispatchMode):
     """
 
     def __init__(self, followers: Sequence[_Follower]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.computed = {part.name: 0 for part in followers}
         self._place = {each.untyped_storage().data_ptr(): part.name for part in followers for each in part.own}
         self._led = {each.untyped_storage().data_ptr() for part in followers for each in part.led}
