@@ -17,9 +17,9 @@ from depthgauge import Training
 from depthgauge.checking import Answer, Measure, check
 from depthgauge.checking.questions import learning_rate
 from depthgauge.checking.questions.learning_rate import branches, ladder
-from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.checking.questions.learning_rate.judging import Evidence, judged, nothing
 from depthgauge.checking.questions.learning_rate.learnt import learnt
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.questions.learning_rate.stability import stability
 from depthgauge.checking.steps import step
 
@@ -174,12 +174,14 @@ def check_gradients(which: Training) -> Any:
 
 def test_a_schedule_is_judged_at_its_peak() -> None:
     which = training(torch.optim.Adam, lr=3e-3)
-    torch.optim.lr_scheduler.LinearLR(which.optimizer, start_factor=1e-4, total_iters=100)
     assert which.optimizer is not None
+    scheduler = torch.optim.lr_scheduler.LinearLR(which.optimizer, start_factor=1e-4, total_iters=100)
     assert which.optimizer.param_groups[0]["lr"] < 1e-6
     answer = asked(which)
     assert not faults_of(answer)
     assert "the rate 0.003 (the peak of its schedule)" in answer.says
+    del scheduler  # and then nothing is left to step it
+    assert faults_of(asked(which)) == {"idle_schedule"}
 
 
 def test_the_largest_stable_rate_of_a_quadratic_is_two_over_its_curvature() -> None:

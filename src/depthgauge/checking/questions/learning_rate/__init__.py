@@ -19,10 +19,9 @@ from depthgauge.checking.answers import Answer, Finding, Measure, Status, undeci
 from depthgauge.checking.beginning import Begun
 from depthgauge.checking.parameters import held_by
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.learning_rate import branches, groups, kinds, ladder
+from depthgauge.checking.questions.learning_rate import branches, groups, kinds, ladder, schedules, stepping
 from depthgauge.checking.questions.learning_rate.branches import Branches
 from depthgauge.checking.questions.learning_rate.figure import draw
-from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.checking.questions.learning_rate.judging import (
     Evidence,
     diverged,
@@ -34,6 +33,7 @@ from depthgauge.checking.questions.learning_rate.judging import (
 )
 from depthgauge.checking.questions.learning_rate.learnt import learnt
 from depthgauge.checking.questions.learning_rate.longer import lengthened
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.questions.learning_rate.stability import A_PRODUCT, Stability, stability
 from depthgauge.checking.questions.learning_rate.warming import warmed
 from depthgauge.checking.questions.signal.holders import unregistered
@@ -47,6 +47,7 @@ A_STEP = 1.4  # times a pass, until one was timed: what an optimizer adds
 EVALUATION = ladder.BATCHES // 3  # steps that the losses of the batches afterwards cost as much as
 RUNGS = 5  # that a ladder has as a rule
 SHARES = {
+    "made-up steps": 0.15,
     "ladder": 0.5,
     "ladder alone": 0.9,
     "sharpness": 0.25,
@@ -67,11 +68,18 @@ def ask(subject: Subject) -> Answer:
     if training.optimizer is None:
         return undecided(QUESTION.id, QUESTION.text, "without an optimizer there is no learning rate to be judged")
     rates = Rates.of(training.optimizer)
-    settings = tuple(groups.read(training, rates, subject.seen.gradients))
+    settings: tuple[Finding, ...] = tuple(groups.read(training, rates, subject.seen.gradients))
+    settings += tuple(groups.maximizes(training, subject.seen))
     if not rates.largest:
         return _at_zero(settings)
     if why := _untried(subject, rates):
         return _unmeasured(settings, why)
+    walked = _walked(subject, rates)
+    long = any(each.kind in {"momentum", "betas", "dampened"} for each in settings)
+    settings += tuple(each for each in stepping.findings(walked) if not (long and each.kind == "endless_sum"))
+    if not max(rates.present) and schedules.unsteered(training.optimizer, rates, walked.rates):
+        finding = schedules.idle(rates, walked.steps)
+        return Answer(QUESTION.id, QUESTION.text, finding.text, (finding, *settings), finding.measure)
     second = A_STEP * subject.seen.seconds
     share = SHARES["ladder"]
     steps = _fitting(subject, second, share, ladder.STEPS)
@@ -86,6 +94,8 @@ def ask(subject: Subject) -> Answer:
     begun, batches = subject.begun, subject.batches(ladder.BATCHES)
     clock = subject.clock.part(share)
     rungs = ladder.climb(training, rates, batches, steps, lambda took: clock.left > steps * max(second, took))
+    if schedules.unsteered(training.optimizer, rates, walked.rates):
+        settings += tuple(schedules.low(training, rates, batches, rungs, walked.steps))
     return _climbed(subject, settings, rates, rungs, begun)
 
 
@@ -100,6 +110,17 @@ def _untried(subject: Subject, rates: Rates) -> str:
     if not math.isfinite(subject.seen.loss):
         return f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
     return ""
+
+
+def _walked(subject: Subject, rates: Rates) -> stepping.Walked:
+    """Steps on made-up gradients; none where they fail, as own steps then say better."""
+    clock = subject.clock.part(SHARES["made-up steps"])
+    if stepping.OWN * A_STEP * subject.seen.seconds > clock.left:
+        return stepping.Walked()
+    try:
+        return stepping.walk(subject.training, rates, subject.batches(stepping.OWN), lambda: clock.left)
+    except Exception:  # noqa: BLE001 - an optimizer may insist on gradients of its own loss
+        return stepping.Walked()
 
 
 def _fitting(subject: Subject, second: float, share: float, most: int) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from depthgauge.checking.questions.learning_rate import kinds
-from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.checking.questions.learning_rate.ladder import walked
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.workload import Training
 
 BATCHES = 103  # that the branches go round

@@ -13,9 +13,9 @@ from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.beginning import Begun
 from depthgauge.checking.questions.learning_rate import branches, kinds
 from depthgauge.checking.questions.learning_rate.branches import Branches
-from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.checking.questions.learning_rate.ladder import STEPS, Ladder, Rung, digits, least
 from depthgauge.checking.questions.learning_rate.longer import Longer
+from depthgauge.checking.questions.learning_rate.rates import Rates
 
 WHERE = ("optimizer",)
 

@@ -42,6 +42,9 @@ FLIPPED_DECAY = 1.0  # rate times decay, from which on a step turns the weight's
 STRONG_DECAY = 0.02  # rate times decay: weights are then a mean over the updates of the last 50 steps
 DROWNED = 10.0  # norm of decay times weight over that of the gradient; both are equal where a trained model rests
 LONG_MEMORY = 200.0  # steps that momentum averages over, 1 / (1 - m); 10 to 100 are usual (m = 0.9 to 0.99)
+LOW_START = 0.01  # of the peak: a schedule that begins there or below trains nothing until it is stepped; a linear
+# warm-up of torch's begins at a third by default, a cosine restart at its peak
+SMALL_GROUP = 1e-4  # of the largest rate: layer-wise decay over 24 layers reaches 3e-5, and then of trained weights
 
 KINDS = {
     "diverges": Kind(
@@ -72,6 +75,36 @@ KINDS = {
         " about zero (a policy's)",
     ),
     "rate_zero": Kind("fault", "every rate is 0, and no schedule raises it: no weight moves"),
+    "idle_schedule": Kind(
+        "fault",
+        f"a schedule has put every rate to {percent(LOW_START)} of its peak or less, its scheduler is gone or is the"
+        " optimizer's own, whose steps leave the rate as it is, and at that rate the loss falls next to nothing",
+    ),
+    "never_moved": Kind(
+        "fault",
+        "neither own steps nor made-up gradients, however large, move float32 weights that the optimizer holds, that"
+        " get a gradient and whose rate is not 0",
+    ),
+    "endless_sum": Kind(
+        "fault",
+        "after 48 steps with one made-up gradient, 46 with its opposite still go the old way, as where gradients of all"
+        " steps are added up: a momentum of 0.99 turns after 32",
+    ),
+    "uneven_step": Kind(
+        "fault",
+        "a step with a made-up gradient and one with its opposite do not cancel: together they make half or more of"
+        " what they make apart (0 where they are opposite, 0.7 where one of them does nothing, 1 where the sign is"
+        " lost)",
+    ),
+    "dampened": Kind("fault", "SGD's dampening is 1 or more: after the first step no gradient enters the momentum"),
+    "maximizes": Kind(
+        "fault", "the optimizer has maximize=True, and the loss is a cross-entropy or an error: steps raise it"
+    ),
+    "still_group": Kind(
+        "fault",
+        f"a parameter group has the rate 0, or one below {SMALL_GROUP:g} of the largest, no schedule raises it, and it"
+        " holds layers with the weights of new ones, above layers that train",
+    ),
     "group_at_zero": Kind("property", "a parameter group has the rate 0, and no schedule raises it"),
     "rate_low": Kind(
         "opportunity", f"ten times the rate or more lets the loss fall {1 / LOW_SHARE:.0f} times as far in 24 steps"

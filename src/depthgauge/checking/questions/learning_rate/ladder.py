@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge.checking.questions.learning_rate import kinds
-from depthgauge.checking.questions.learning_rate.groups import Rates
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.steps import losses, set_rates, step
 from depthgauge.workload import Training
 

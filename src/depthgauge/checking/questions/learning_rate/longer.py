@@ -13,8 +13,8 @@ from torch import Tensor
 
 from depthgauge.checking.parameters import held_by
 from depthgauge.checking.questions.learning_rate import branches, kinds
-from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.checking.questions.learning_rate.ladder import Ladder, walked
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.steps import losses
 from depthgauge.workload import Training
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.questions.learning_rate import kinds
-from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.checking.questions.learning_rate.ladder import Ladder, walked
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.steps import losses
 from depthgauge.workload import Training
 

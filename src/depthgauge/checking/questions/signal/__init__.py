@@ -16,6 +16,7 @@ from depthgauge.checking.beginning import quietly
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.signal import (
     absent,
+    averages,
     equal,
     frozen,
     holding,
@@ -78,7 +79,7 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     later = _later(subject, others)
     wiring = Wiring(subject.training, now, later.passed, others)
     found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
-    found += [*frozen.findings(wiring), *later.equal]
+    found += [*frozen.findings(wiring), *later.equal, *_averages(subject)]
     watched, turned = _watched(subject, others)
     found += [*turned, *(telling.findings(subject.training.model, watched, later.watched) if watched else ())]
     found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)
@@ -98,6 +99,15 @@ def _advised(passage: Iterable[Finding], found: list[Finding]) -> list[Finding]:
     """Findings of the passage, less wishes where a fault was found that may be their reason."""
     wrong = any(KINDS[each.kind].nature == "fault" for each in found if each.kind in KINDS)
     return [each for each in passage if not (wrong and KINDS[each.kind].nature == "opportunity")]
+
+
+def _averages(subject: Subject) -> list[Finding]:
+    if 2 * averages.STEPS * subject.seen.seconds > subject.clock.left:
+        return []
+    try:
+        return list(averages.findings(subject.training))
+    except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
+        return []
 
 
 # -- passes ------------------------------------------------------------------------------------------------------------
@@ -292,6 +302,6 @@ QUESTION = Question(
     "Does the signal reach the output, and the gradient the input?",
     ask,
     share=2,
-    kinds=KINDS,
+    kinds={**KINDS, **averages.KINDS},
     draw=draw,
 )
