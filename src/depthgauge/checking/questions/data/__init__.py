@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.data import (
-    batches, called, fitting, inputs, labels, losses, meaning, modes, passing, seeing, summing,
+    addends, batches, called, fitting, inputs, labels, losses, meaning, modes, passing, seeing, summing,
 )  # fmt: skip
 from depthgauge.checking.questions.data.figure import draw
 from depthgauge.checking.subject import Subject
@@ -20,7 +20,7 @@ KINDS = {
     "refused": Kind("fault", "it is no training that can be run: the optimizer is over another model, or has no rate"),
     "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
-    **summing.KINDS, **called.KINDS, **meaning.KINDS,
+    **summing.KINDS, **called.KINDS, **meaning.KINDS, **addends.KINDS,
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def ask(subject: Subject) -> Answer:
     found = [
         *losses.findings(seen, passed), *modes.findings(subject.training, passed),
         *inputs.findings(seen, read, passed), *labels.findings(read, terms),
-        *summing.findings(subject), *called.findings(subject), *meaning.findings(subject),
+        *summing.findings(subject), *called.findings(subject), *meaning.findings(subject), *addends.findings(subject),
         *fitting.findings(subject, fitted),
     ]  # fmt: skip
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
