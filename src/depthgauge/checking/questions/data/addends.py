@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status, Tried
+from depthgauge.checking.questions.data.outputs import caught
 from depthgauge.checking.questions.data.seeing import loss_of
 from depthgauge.checking.steps import step
 from depthgauge.checking.subject import Subject
@@ -26,9 +27,11 @@ from depthgauge.workload import Training
 
 MOST = 512  # parts that are looked at: a penalty of each parameter is one
 ROUND = 0.15  # of a power of the batch's size: noise of the loss's own moves it by less
-OUTWEIGHS = 10.0  # times the gradient of the others, from which on a part is left out for a trial
+OUTWEIGHS = 3.0  # times the gradient of the others, from which on a part is left out for a trial
 FALLS = 0.1  # of the others' value, that they fall by in as many steps without it
 HELD_UP = 0.2  # of that fall, which they do not reach with it
+ALL_ALIKE = 0.02  # of the others, by which outputs of other examples are worse, with it: nothing of an example is learnt
+OF_ITS_OWN = 0.2  # without it
 STEPS = 60
 SECONDS = 0.35  # of either trial
 _THROUGH = frozenset({"Add", "Sub", "Rsub", "Mul", "Div", "Neg", "View", "Squeeze", "Sum", "Mean", "Stack", "Alias", "Clone", "ToCopy"})
@@ -37,7 +40,7 @@ KINDS = {
     "outweighed": Kind(
         "fault",
         f"a part of the loss has {OUTWEIGHS:g} times the gradient of the others, which fall by {FALLS:.0%} in {STEPS} steps"
-        f" without it, and by less than {HELD_UP:g} of that with it",
+        f" without it, for each example its own; with it by less than {HELD_UP:g} of that, or to where outputs of other examples are as good",
     ),
     "unlike_sums": Kind(
         "fault", "of two parts of the loss that depend on the batch, one is a sum over examples and the other a mean"
@@ -224,11 +227,12 @@ def _outweighing(subject: Subject, whole: Sequence[Part], bare: Sequence[bool]) 
         return
     kept = [place for place in range(len(whole)) if place not in groups[heavy]]
     start = sum(whole[place].value for place in kept)
-    before = _reached(subject, kept, with_all=True)
-    after = _reached(subject, kept, with_all=False)
+    before, own_with = _reached(subject, kept, with_all=True)
+    after, own_without = _reached(subject, kept, with_all=False)
     if not math.isfinite(after) or not start - after > FALLS * abs(start):
         return
-    if math.isfinite(before) and start - before > HELD_UP * (start - after):
+    held_up = not math.isfinite(before) or start - before < HELD_UP * (start - after)
+    if not own_without > OF_ITS_OWN or not (held_up or own_with < ALL_ALIKE):
         return
     what = "a part of the loss that the batch does not move (a penalty on weights)" if all(bare[place] for place in groups[heavy]) else "a part of the loss"
     yield Finding(
@@ -242,13 +246,16 @@ def _outweighing(subject: Subject, whole: Sequence[Part], bare: Sequence[bool]) 
     )  # fmt: skip
 
 
-def _reached(subject: Subject, kept: Sequence[int], *, with_all: bool) -> float:
-    """What the parts that are kept come to after own steps, of the whole loss or of theirs."""
+def _reached(subject: Subject, kept: Sequence[int], *, with_all: bool) -> tuple[float, float]:
+    """What the parts that are kept come to after own steps, of the whole loss or of theirs; and what is each example's own.
+
+    The second is the share by which they are larger with the outputs of other examples; NaN where that is not known.
+    """
     training = subject.training
 
     def some(_: Any, batch: Any) -> Tensor:
         _, found = added(training, batch)
-        return torch.stack([by * found[place][0] for place in kept]).sum()
+        return torch.stack([found[place][0] * found[place][1] for place in kept]).sum()
 
     only = dataclasses.replace(training, loss=some)
     batches = subject.batches(4)
@@ -257,9 +264,17 @@ def _reached(subject: Subject, kept: Sequence[int], *, with_all: bool) -> float:
         try:
             for place in range(STEPS):
                 if not math.isfinite(step(training if with_all else only, batches[place % len(batches)])):
-                    return math.nan
+                    return math.nan, math.nan
                 if time.perf_counter() - start > limit:
                     break
-            return loss_of(only, batches[0])
+            return loss_of(only, batches[0]), _own(only, batches[0])
         except Exception:  # noqa: BLE001 - a batch may have other parts than the first
-            return math.nan
+            return math.nan, math.nan
+
+
+def _own(training: Training, batch: Any) -> float:
+    outputs = caught(training, batch)
+    if outputs is None:
+        return math.nan
+    loss, other = outputs.loss(outputs.free), outputs.loss([each.roll(1, 0) if each.dim() else each for each in outputs.free])
+    return (other - loss) / abs(loss) if loss else math.nan

@@ -34,13 +34,16 @@ class Held:
     classes: int | None
     given: bool
 
-    def signs(self, output: Tensor, gradient: Tensor) -> Tensor:
-        """(cases,) 1 where a step takes an output to its target, -1 where away from it; those without a gradient left out."""
+    def signs(self, output: Tensor, gradient: Tensor) -> list[Tensor]:
+        """(cases,) 1 where a step takes an output to its target, -1 where away from it; of all ways to hold them.
+
+        A case without a gradient is left out. Scores go to their label where its rises most, and away where it falls
+        most; labels may be those of the next place, and a number one of an output's few.
+        """
         if self.classes is None:
-            return max((_real(*each) for each in self._columns(output, gradient)), key=_mean)
-        rows = (each.movedim(self.classes, -1).reshape(-1, each.shape[self.classes]) for each in (output, gradient))
-        _, steps = (next(rows), -next(rows))
-        return max((_class(steps, each.reshape(-1)) for each in self._shifts()), key=_mean)
+            return [_real(*each) for each in self._columns(output, gradient)]
+        steps = -gradient.movedim(self.classes, -1).reshape(-1, gradient.shape[self.classes])
+        return [_class(steps, each.reshape(-1)) for each in self._shifts()]
 
     def _shifts(self) -> Iterator[Tensor]:
         """The labels, and those of the next place."""
@@ -58,15 +61,11 @@ class Held:
             yield output[:, place, None], gradient[:, place, None], self.targets.reshape(count, 1)
 
 
-def _mean(signs: Tensor) -> float:
-    return signs.mean().item() if len(signs) else -2.0
-
-
 def _class(steps: Tensor, labels: Tensor) -> Tensor:
     told = (labels >= 0) & (labels < steps.shape[1]) & (steps != 0).any(1)
     steps, labels = steps[told], labels[told]
     own = steps.gather(1, labels[:, None])[:, 0]
-    return (own - (steps.sum(1) - own) / (steps.shape[1] - 1)).sign()
+    return (own == steps.amax(1)).float() - (own == steps.amin(1)).float()
 
 
 def _real(output: Tensor, gradient: Tensor, targets: Tensor) -> Tensor:

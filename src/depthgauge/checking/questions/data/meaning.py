@@ -17,6 +17,7 @@ from depthgauge.checking.subject import Subject
 from depthgauge.restoring import random_states_kept
 
 AWAY = 0.95  # of the cases
+TOWARD = 0.25  # of them: as many that go to their targets, and these are what outputs are held against
 LEAST = 16  # cases, of which that is a share
 SAME = 1e-5  # of a gradient: rounding
 SCALES = (1.0, 3.0, 9.0)
@@ -81,36 +82,76 @@ def _normal(output: Tensor, pair: Held | None) -> Tensor:
 def _targets(outputs: Outputs, pairs: Sequence[Held], drawn: Sequence[tuple[Tensor, ...]]) -> Iterator[Finding]:
     given = [outputs.gradient(each)[1] for each in drawn]
     told = [pair for pair in pairs if not pair.given]
-    signs = {id(pair): [pair.signs(one[pair.leaf], grad[pair.leaf]) for one, grad in zip(drawn, given, strict=True)] for pair in told}
-    if not any(_toward(each) for each in signs.values()) and not _weighted(outputs, told):
-        for pair in told:
-            every = signs[id(pair)]
-            if all(len(each) >= LEAST and (each < 0).float().mean() >= AWAY for each in every):
-                share = min((each < 0).float().mean().item() for each in every)
-                yield Finding(
-                    "pushed_away", Status.BROKEN,
-                    f"the loss falls as outputs go away from their targets, for {share:.0%} of the examples: it has the wrong"
-                    " sign",
-                    "turn the sign of the loss round, or of the term that holds outputs against targets",
-                    "steps take outputs to their targets", ("loss",), Measure("share pushed away", share),
-                )  # fmt: skip
-                return
-    yield from _idle(outputs, told, drawn, given)
-    yield from _shifted(told, drawn, given)
+    found = list(_shifted(told, drawn, given)) or list(_pushed(outputs, told, drawn, given))
+    yield from found[:1] or list(_idle(outputs, told, drawn, given))
 
 
-def _toward(signs: Sequence[Tensor]) -> bool:
-    return any(len(each) and (each > 0).float().mean() > 0.5 for each in signs)
+def _pushed(
+    outputs: Outputs, pairs: Sequence[Held], drawn: Sequence[tuple[Tensor, ...]], given: Sequence[tuple[Tensor, ...]]
+) -> Iterator[Finding]:
+    """Yield the finding where outputs go away from a target, in one way to hold them at least, and to it in none."""
+    if not drawn:
+        return
+    weights = _weights(outputs, pairs)
+    for pair in pairs:
+        every = [pair.signs(one[pair.leaf], grad[pair.leaf]) for one, grad in zip(drawn, given, strict=True)]
+        ways = [[draw[way] for draw in every] for way in range(len(every[0]))]
+        if weights and pair.classes is not None:
+            ways = [[_times(signs, weight) for signs in way] for way in ways for weight in weights]
+        if any(_share(signs, 1) > TOWARD for way in ways for signs in way):
+            yield from _of_one_label(pair, ways)
+            return
+        share = max((min(_share(signs, -1) for signs in way) for way in ways), default=0.0)
+        if share >= AWAY:
+            yield Finding(
+                "pushed_away", Status.BROKEN,
+                f"the loss falls as outputs go away from their targets, for {share:.0%} of the examples: it has the wrong"
+                " sign",
+                "turn the sign of the loss round, or of the term that holds outputs against targets",
+                "steps take outputs to their targets", ("loss",), Measure("share pushed away", share),
+            )  # fmt: skip
+            return
 
 
-def _weighted(outputs: Outputs, pairs: Sequence[Held]) -> bool:
-    """Whether examples have numbers of their own, besides their targets, that the loss depends on: rewards, weights."""
+def _of_one_label(pair: Held, ways: Sequence[Sequence[Tensor]]) -> Iterator[Finding]:
+    """Yield the finding where one label's outputs go to it, and the other's away."""
+    labels = pair.targets.reshape(-1)
+    if not held.binary(labels) or any(len(signs) != len(labels) for way in ways for signs in way):
+        return
+    for which in (0, 1):
+        of, rest = labels == which, labels != which
+        if min(int(of.sum()), int(rest.sum())) < LEAST / 2:
+            return
+        if any(all(_share(s[of], -1, 4) >= AWAY and _share(s[rest], 1, 4) >= AWAY for s in way) for way in ways):
+            yield Finding(
+                "pushed_away", Status.BROKEN,
+                f"the loss falls as outputs of label {which} go away from it, and as those of the other go to theirs: one of its"
+                " two terms has the wrong sign",
+                f"turn the sign of the term of label {which} round", "steps take outputs to their targets", ("loss",),
+                Measure("share pushed away", of.float().mean().item()),
+            )  # fmt: skip
+            return
+
+
+def _share(signs: Tensor, sign: int, least: int = LEAST) -> float:
+    return (signs == sign).float().mean().item() if len(signs) >= least else 0.0
+
+
+def _times(signs: Tensor, weight: Tensor) -> Tensor:
+    """Signs as they would be of a weight above 0."""
+    return signs * weight.sign() if len(signs) == len(weight) else signs[:0]
+
+
+def _weights(outputs: Outputs, pairs: Sequence[Held]) -> list[Tensor]:
+    """Numbers of examples' own, besides their targets, that the loss depends on (rewards), as they are and less their mean."""
     places = {pair.place for pair in pairs if pair.classes is not None}
     count = nested.rows(outputs.batch)
-    return bool(places) and any(
-        place not in places and tensor.is_floating_point() and tensor.numel() == count and held.counts(outputs, place)
+    found = [
+        tensor.reshape(-1)
         for place, tensor in nested.tensors(outputs.batch)
-    )
+        if places and place not in places and tensor.is_floating_point() and tensor.numel() == count
+    ]
+    return [each for tensor in found for each in (tensor, tensor - tensor.mean())]
 
 
 def _idle(
