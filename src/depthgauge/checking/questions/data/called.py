@@ -23,14 +23,9 @@ from depthgauge.restoring import random_states_kept
 SMOOTH = 0.8  # of a label's weight, that goes to all classes: beyond, the label is a fifth of what is learnt
 SUM = 0.05  # |ln of the sum of probabilities|, as of nll_loss
 SEVERAL = 0.1  # of the rows with several labels, from which on rows are not class probabilities
-UNREACHED = 0.2  # of the targets' variance, that no output in its bounds can take away
 ALIKE = 3.0  # times, that a frequent class weighs a rare one; and that it is more frequent
 _OF_PAIRS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _NAMES = frozenset({"kl_div", "cross_entropy", "binary_cross_entropy_with_logits", "nll_loss", *_OF_PAIRS})
-_BOUNDS = {
-    "Sigmoid": (0.0, 1.0, "a sigmoid"), "Softmax": (0.0, 1.0, "a softmax"), "Tanh": (-1.0, 1.0, "a tanh"),
-    "Relu": (0.0, math.inf, "a ReLU"), "Softplus": (0.0, math.inf, "a softplus"),
-}  # fmt: skip
 
 KINDS = {
     "divergence_of_others": Kind(
@@ -42,10 +37,6 @@ KINDS = {
     ),
     "numbers_for_classes": Kind(
         "fault", "a square error holds the scores of all classes against one class number, repeated"
-    ),
-    "out_of_reach": Kind(
-        "fault",
-        f"outputs are bounded (sigmoid, tanh, ReLU), and {UNREACHED:.0%} of the targets' variance or more lies beyond",
     ),
     "cut_off_term": Kind("fault", "a loss function's value is part of the loss and has no gradient: its input is detached"),
     "weights_inverted": Kind(
@@ -126,7 +117,6 @@ def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
             yield from _weights(call, targets)
     elif call.name in _OF_PAIRS:
         yield from _numbers(subject, scores, targets)
-        yield from _bounded(call.given["input"], targets)
 
 
 def _divergence(scores: Tensor, targets: Tensor, *, log: bool) -> Iterator[Finding]:
@@ -225,26 +215,6 @@ def _numbers(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Find
             "numbers_for_classes", Status.BROKEN,
             f"all {scores.shape[1]} outputs of an example are held against its class number itself, as if it were measured",
             "use cross_entropy(scores, labels), or one-hot rows", "each class has a score of its own", ("loss",),
-        )  # fmt: skip
-
-
-def _bounded(scores: Tensor, targets: Tensor) -> Iterator[Finding]:
-    """Targets beyond the outputs' bounds."""
-    node = scores.grad_fn
-    while node is not None and type(node).__name__.startswith(("View", "Unsafe", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice")):
-        node = node.next_functions[0][0]
-    low, high, what = _BOUNDS.get(type(node).__name__.removesuffix("Backward0"), (0.0, 0.0, ""))
-    if not what or targets.numel() < 16 or not targets.is_floating_point():
-        return
-    beyond = (targets - targets.clamp(low, high)).double().square().mean().item()
-    variance = targets.double().var(correction=0).item()
-    if beyond > UNREACHED * variance > 0:
-        yield Finding(
-            "out_of_reach", Status.BROKEN,
-            f"outputs pass {what}, which bounds them to {low:g} and {high:g}, and the targets go from"
-            f" {targets.min().item():.3g} to {targets.max().item():.3g}: {beyond / variance:.0%} of their variance is out of reach",
-            f"leave {what} out after the last layer, or bring the targets between its bounds", "the loss can fall to 0",
-            ("loss", "model"), Measure("square error of the best output over the targets' variance", beyond / variance),
         )  # fmt: skip
 
 

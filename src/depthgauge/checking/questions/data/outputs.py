@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested
+from depthgauge.checking.terms import short
 from depthgauge.restoring import random_states_kept
 from depthgauge.workload import Training
 
+_SHAPING = frozenset({"View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "Alias"})
 MOST = 64  # calls within one loss: more are a loop over time, whose outputs feed each other
 
 
@@ -25,11 +27,13 @@ class Call:
         module: that was called.
         given: floating-point tensors that it got, detached.
         output: what it returned, detached.
+        makers: of its floating-point tensors, the function of the graph that made each.
     """
 
     module: nn.Module
     given: tuple[Tensor, ...]
     output: Any
+    makers: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -41,20 +45,29 @@ class Outputs:
         batch: whose loss it is.
         calls: in their order.
         free: tensors among the outputs that a gradient can reach, in the order of the calls; detached.
+        makers: of each, the function of the graph that made it: `Sigmoid`; empty where it has none.
     """
 
     training: Training
     batch: Any
     calls: tuple[Call, ...]
     free: tuple[Tensor, ...] = field(init=False)
+    makers: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         every = (each for call in self.calls for _, each in nested.tensors(call.output))
-        self.free = tuple(each for each in every if each.is_floating_point() and each.numel())
+        self.free = tuple(each for each in every if _is_free(each))
+        self.makers = tuple(maker for call in self.calls for maker in call.makers)
 
     def loss(self, values: Sequence[Tensor], batch: Any = None) -> float:
         """The loss with these outputs; NaN where it raises."""
         return self.gradient(values, batch)[0]
+
+    def value(self, values: Sequence[Tensor]) -> Tensor:
+        """The loss with these outputs, with its graph."""
+        leaves = [each.detach().clone().requires_grad_() for each in values]
+        with random_states_kept(), self._put(leaves), torch.enable_grad():
+            return self.training.value(self.batch)
 
     def gradient(self, values: Sequence[Tensor], batch: Any = None) -> tuple[float, tuple[Tensor, ...]]:
         """The loss with these outputs, and its gradient by each of them; zeros where it does not depend on one.
@@ -81,7 +94,7 @@ class Outputs:
         def returned(*_: Any, **__: Any) -> Any:
             return nested.mapped(
                 next(calls).output,
-                lambda each: next(following) if each.is_floating_point() and each.numel() else each,
+                lambda each: next(following) if _is_free(each) else each,
             )
 
         modules = {id(call.module): call.module for call in self.calls}
@@ -91,6 +104,18 @@ class Outputs:
                 vars(module)["forward"] = returned
                 stack.callback(_put_back, module, own)
             yield
+
+
+def _is_free(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > 0
+
+
+def _maker(tensor: Tensor) -> str:
+    """The function that made a tensor, without those that only change a shape."""
+    node = tensor.grad_fn
+    while node is not None and short(node) in _SHAPING and node.next_functions:
+        node = node.next_functions[0][0]
+    return "" if node is None else short(node)
 
 
 def _put_back(module: nn.Module, own: Any) -> None:
@@ -141,7 +166,8 @@ def _called(training: Training, batch: Any, *, transparent: bool) -> tuple[tuple
         depth[0] -= 1
         if not depth[0]:
             given = tuple(each.detach() for _, each in nested.tensors((args, kwargs)) if each.is_floating_point())
-            calls.append(Call(module, given, nested.mapped(output, lambda each: each.detach())))
+            makers = tuple(_maker(each) for _, each in nested.tensors(output) if _is_free(each))
+            calls.append(Call(module, given, nested.mapped(output, lambda each: each.detach()), makers))
 
     with ExitStack() as hooks, random_states_kept():
         for module in training.model.modules():
