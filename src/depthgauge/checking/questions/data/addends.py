@@ -28,6 +28,7 @@ from depthgauge.workload import Training
 MOST = 512  # parts that are looked at: a penalty of each parameter is one
 ROUND = 0.15  # of a power of the batch's size: noise of the loss's own moves it by less
 OUTWEIGHS = 3.0  # times the gradient of the others, from which on a part is left out for a trial
+FAR_OUTWEIGHS = 100.0  # where the heavy part is a fit to the data itself, as of two tasks
 FALLS = 0.1  # of the others' value, that they fall by in as many steps without it
 HELD_UP = 0.2  # of that fall, which they do not reach with it
 ALL_ALIKE = 0.02  # of the others, by which outputs of other examples are worse, with it: nothing of an example is learnt
@@ -227,12 +228,14 @@ def _outweighing(subject: Subject, whole: Sequence[Part], bare: Sequence[bool]) 
         return
     kept = [place for place in range(len(whole)) if place not in groups[heavy]]
     start = sum(whole[place].value for place in kept)
-    before, own_with = _reached(subject, kept, with_all=True)
-    after, own_without = _reached(subject, kept, with_all=False)
-    if not math.isfinite(after) or not start - after > FALLS * abs(start):
+    rest, alone = _some(training, kept), _some(training, groups[heavy])
+    before, own_with, of_heavy = _reached(subject, training, (rest, alone))
+    after, own_without, _ = _reached(subject, rest, (rest,))
+    if not math.isfinite(after) or not start - after > FALLS * abs(start) or not own_without > OF_ITS_OWN:
         return
-    held_up = not math.isfinite(before) or start - before < HELD_UP * (start - after)
-    if not own_without > OF_ITS_OWN or not (held_up or own_with < ALL_ALIKE):
+    if of_heavy > OF_ITS_OWN and others * FAR_OUTWEIGHS > sizes[heavy]:
+        return  # the heavy part is a fit itself, and the others stand beside it
+    if math.isfinite(before) and start - before > HELD_UP * (start - after) and not own_with < ALL_ALIKE:
         return
     what = "a part of the loss that the batch does not move (a penalty on weights)" if all(bare[place] for place in groups[heavy]) else "a part of the loss"
     yield Finding(
@@ -246,30 +249,34 @@ def _outweighing(subject: Subject, whole: Sequence[Part], bare: Sequence[bool]) 
     )  # fmt: skip
 
 
-def _reached(subject: Subject, kept: Sequence[int], *, with_all: bool) -> tuple[float, float]:
-    """What the parts that are kept come to after own steps, of the whole loss or of theirs; and what is each example's own.
+def _some(training: Training, kept: Sequence[int]) -> Training:
+    """The training with these parts of its loss alone."""
 
-    The second is the share by which they are larger with the outputs of other examples; NaN where that is not known.
-    """
-    training = subject.training
-
-    def some(_: Any, batch: Any) -> Tensor:
+    def loss(_: Any, batch: Any) -> Tensor:
         _, found = added(training, batch)
         return torch.stack([found[place][0] * found[place][1] for place in kept]).sum()
 
-    only = dataclasses.replace(training, loss=some)
+    return dataclasses.replace(training, loss=loss)
+
+
+def _reached(subject: Subject, trained: Training, judged: Sequence[Training]) -> tuple[float, float, float]:
+    """What the first of the judged comes to after own steps, and which share of each is an example's own.
+
+    That is the share by which they are larger with the outputs of other examples; NaN where it is not known.
+    """
     batches = subject.batches(4)
     start, limit = time.perf_counter(), min(SECONDS, 0.2 * subject.clock.left)
-    with training.untouched():
+    with subject.training.untouched():
         try:
             for place in range(STEPS):
-                if not math.isfinite(step(training if with_all else only, batches[place % len(batches)])):
-                    return math.nan, math.nan
+                if not math.isfinite(step(trained, batches[place % len(batches)])):
+                    return math.nan, math.nan, math.nan
                 if time.perf_counter() - start > limit:
                     break
-            return loss_of(only, batches[0]), _own(only, batches[0])
+            owns = [_own(each, batches[0]) for each in judged]
+            return loss_of(judged[0], batches[0]), owns[0], owns[-1]
         except Exception:  # noqa: BLE001 - a batch may have other parts than the first
-            return math.nan, math.nan
+            return math.nan, math.nan, math.nan
 
 
 def _own(training: Training, batch: Any) -> float:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data.outputs import maker
 from depthgauge.checking.subject import Subject
 from depthgauge.restoring import random_states_kept
 
@@ -25,6 +26,7 @@ SUM = 0.05  # |ln of the sum of probabilities|, as of nll_loss
 SEVERAL = 0.1  # of the rows with several labels, from which on rows are not class probabilities
 ALIKE = 3.0  # times, that a frequent class weighs a rare one; and that it is more frequent
 _OF_PAIRS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+_STEPS = frozenset({"Round", "Floor", "Ceil", "Trunc", "Sign"})
 _NAMES = frozenset({"kl_div", "cross_entropy", "binary_cross_entropy_with_logits", "nll_loss", *_OF_PAIRS})
 
 KINDS = {
@@ -107,6 +109,12 @@ def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
     scores, targets = call.given["input"].detach(), call.given["target"].detach()
     if not call.value.requires_grad:
         return
+    if (how := maker(call.given["input"])) in _STEPS:
+        yield Finding(
+            "cut_off_term", Status.BROKEN,
+            f"{call.name} gets numbers that were rounded ({how.lower()}), which has no gradient: nothing learns from it",
+            "hand over the numbers before they are rounded", "the term moves the model", ("loss",),
+        )  # fmt: skip
     if call.name == "kl_div":
         yield from _divergence(scores, targets, log=bool(call.given["log_target"]))
     elif call.name == "cross_entropy":

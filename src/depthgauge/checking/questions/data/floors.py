@@ -70,7 +70,7 @@ def _labels(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
         losses = [_at(outputs, pair.leaf, height * hot) for height in (0.0, *HEIGHTS)]
         rise = _at(outputs, pair.leaf, RISE * hot.roll(1, dim)) - losses[0]
         gain = losses[0] - min(losses)
-        if math.isfinite(sum(losses)) and rise > 0 and gain < HARDLY * rise:
+        if math.isfinite(sum(losses)) and rise > 0 and gain < HARDLY * min(rise, losses[0]):
             yield Finding(
                 "labels_hardly_count", Status.BROKEN,
                 f"the loss is {losses[0]:.4g} with equal scores, and {min(losses):.4g} with the best scores for the labels:"

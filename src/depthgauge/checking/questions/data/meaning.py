@@ -22,6 +22,8 @@ LEAST = 16  # cases, of which that is a share
 SAME = 1e-5  # of a gradient: rounding
 SCALES = (1.0, 3.0, 9.0)
 FASTER = 5.0  # a loss that falls by the outputs' size falls 3 times as far in the second step as in the first, by its square 9 times
+FEW = 4  # numbers of an output, each of which is tried
+FAR = (10.0, 20.0, 40.0)  # of the targets' spread
 PASSES = 30  # that it may take, of the loss without its model
 
 KINDS = {
@@ -57,7 +59,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
         pairs = held.against(outputs)
         drawn = _draws(outputs, pairs)
         yield from _targets(outputs, pairs, drawn)
-        yield from _growing(outputs)
+        yield from list(_growing(outputs)) or list(_endless(outputs, pairs))
         yield from _without(subject, outputs, pairs, drawn)
 
 
@@ -225,6 +227,44 @@ def _growing(outputs: Outputs) -> Iterator[Finding]:
                 "the loss has a least value", ("loss",), Measure("loss of the grown output", losses[2]),
             )  # fmt: skip
             return
+
+
+def _endless(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
+    """Yield the finding where one number of all outputs lowers the loss the further it goes, of a regression's few."""
+    count = nested.rows(outputs.batch) or 0
+    free = [tensor for place, tensor in nested.tensors(outputs.batch) if not _entered(outputs, tensor)]
+    if len(free) != 1 or not any(pair.classes is None and not pair.given for pair in pairs) or held.binary(free[0]):
+        return
+    size = max(1.0, free[0].float().std().item())
+    for leaf, output in enumerate(outputs.free):
+        if not output.dim() or len(output) != count or output.numel() > FEW * count:
+            continue
+        for column in range(output.numel() // count):
+            for sign in (1, -1):
+                losses = [outputs.loss(_set(outputs.free, leaf, column, sign * far * size)) for far in FAR]
+                if not all(map(math.isfinite, losses)) or not outputs.loss(outputs.free) > losses[0] > losses[1] > losses[2]:
+                    continue
+                if 0.7 < (losses[1] - losses[2]) / (2 * (losses[0] - losses[1])) < 1.4:
+                    yield Finding(
+                        "no_floor", Status.BROKEN,
+                        f"the loss falls without end as outputs {'rise' if sign > 0 else 'fall'}: {losses[0]:.3g} at"
+                        f" {sign * FAR[0] * size:.3g}, {losses[2]:.3g} at {sign * FAR[2] * size:.3g}, whatever the targets are",
+                        "look for a branch of the loss that is missing, or a sign, on that side of the targets",
+                        "the loss has a least value", ("loss",), Measure("loss of far outputs", losses[2]),
+                    )  # fmt: skip
+                    return
+
+
+def _entered(outputs: Outputs, tensor: Tensor) -> bool:
+    """Whether the model gets a tensor of the batch."""
+    return any(tensor.shape == each.shape and bool((tensor == each).all()) for call in outputs.calls for each in call.given)
+
+
+def _set(values: Sequence[Tensor], leaf: int, column: int, number: float) -> list[Tensor]:
+    """The outputs with one number of each example's put in place."""
+    changed = values[leaf].clone()
+    changed.reshape(len(changed), -1)[:, column] = number
+    return [changed if place == leaf else each for place, each in enumerate(values)]
 
 
 def _without(

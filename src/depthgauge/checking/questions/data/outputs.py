@@ -110,7 +110,7 @@ def _is_free(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > 0
 
 
-def _maker(tensor: Tensor) -> str:
+def maker(tensor: Tensor) -> str:
     """The function that made a tensor, without those that only change a shape."""
     node = tensor.grad_fn
     while node is not None and short(node) in _SHAPING and node.next_functions:
@@ -166,7 +166,7 @@ def _called(training: Training, batch: Any, *, transparent: bool) -> tuple[tuple
         depth[0] -= 1
         if not depth[0]:
             given = tuple(each.detach() for _, each in nested.tensors((args, kwargs)) if each.is_floating_point())
-            makers = tuple(_maker(each) for _, each in nested.tensors(output) if _is_free(each))
+            makers = tuple(maker(each) for _, each in nested.tensors(output) if _is_free(each))
             calls.append(Call(module, given, nested.mapped(output, lambda each: each.detach()), makers))
 
     with ExitStack() as hooks, random_states_kept():
