@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING
 from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.data import (
-    addends, axes, batches, called, fitting, floors, inputs, labels, losses, meaning, modes, passing, pulling, seeing, summing,
+    addends,
+    batches,
+    called,
+    fitting,
+    inputs,
+    labels,
+    losses,
+    modes,
+    of_outputs,
+    passing,
+    pulling,
+    seeing,
+    summing,
 )  # fmt: skip
 from depthgauge.checking.questions.data.figure import draw
 from depthgauge.checking.subject import Subject
@@ -20,8 +32,7 @@ KINDS = {
     "refused": Kind("fault", "it is no training that can be run: the optimizer is over another model, or has no rate"),
     "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
-    **summing.KINDS, **called.KINDS, **meaning.KINDS, **addends.KINDS,
-    **axes.KINDS, **floors.KINDS, **pulling.KINDS,
+    **summing.KINDS, **called.KINDS, **of_outputs.KINDS, **addends.KINDS, **pulling.KINDS,
 }  # fmt: skip
 
 
@@ -36,8 +47,8 @@ def ask(subject: Subject) -> Answer:
     found = [
         *losses.findings(seen, passed), *modes.findings(subject.training, passed),
         *inputs.findings(seen, read, passed), *labels.findings(read, terms),
-        *summing.findings(subject), *called.findings(subject), *meaning.findings(subject), *addends.findings(subject),
-        *axes.findings(subject), *floors.findings(subject), *pulling.findings(subject),
+        *summing.findings(subject), *called.findings(subject), *of_outputs.findings(subject),
+        *addends.findings(subject), *pulling.findings(subject),
         *fitting.findings(subject, fitted),
     ]  # fmt: skip
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}

@@ -31,17 +31,23 @@ OUTWEIGHS = 3.0  # times the gradient of the others, from which on a part is lef
 FAR_OUTWEIGHS = 100.0  # where the heavy part is a fit to the data itself, as of two tasks
 FALLS = 0.1  # of the others' value, that they fall by in as many steps without it
 HELD_UP = 0.2  # of that fall, which they do not reach with it
-ALL_ALIKE = 0.02  # of the others, by which outputs of other examples are worse, with it: nothing of an example is learnt
+ALL_ALIKE = (
+    0.02  # of the others, by which outputs of other examples are worse, with it: nothing of an example is learnt
+)
 OF_ITS_OWN = 0.2  # without it
 STEPS = 60
 SECONDS = 0.35  # of either trial
-_THROUGH = frozenset({"Add", "Sub", "Rsub", "Mul", "Div", "Neg", "View", "Squeeze", "Sum", "Mean", "Stack", "Alias", "Clone", "ToCopy"})
+_THROUGH = frozenset(
+    {"Add", "Sub", "Rsub", "Mul", "Div", "Neg", "View", "Squeeze", "Sum", "Mean", "Stack", "Alias", "Clone", "ToCopy"}
+)
 
 KINDS = {
     "outweighed": Kind(
         "fault",
-        f"a part of the loss has {OUTWEIGHS:g} times the gradient of the others, which fall by {FALLS:.0%} in {STEPS} steps"
-        f" without it, for each example its own; with it by less than {HELD_UP:g} of that, or to where outputs of other examples are as good",
+        f"a part of the loss has {OUTWEIGHS:g} times the gradient of the others, which fall by {FALLS:.0%} in"
+        f" {STEPS} steps"
+        f" without it, for each example its own; with it by less than {HELD_UP:g} of that, or to where"
+        " outputs of other examples are as good",
     ),
     "unlike_sums": Kind(
         "fault", "of two parts of the loss that depend on the batch, one is a sum over examples and the other a mean"
@@ -103,10 +109,10 @@ def _ends(node: Any, made: dict[Any, Tensor]) -> Iterator[Any]:
         met.add(one)
         below = [each for each, _ in one.next_functions if each is not None]
         stack = short(one) == "Stack"
-        if short(one) in _THROUGH and below and all(_single(each, made) for each in below) and (one in made or stack):
-            if short(one) != "Mul" or len(below) == 1:
-                waiting.extend(reversed(below))
-                continue
+        sums = short(one) in _THROUGH and (short(one) != "Mul" or len(below) == 1) and (one in made or stack)
+        if sums and below and all(_single(each, made) for each in below):
+            waiting.extend(reversed(below))
+            continue
         if one in made:
             yield one
 
@@ -181,7 +187,8 @@ def _powers(subject: Subject, bare: Sequence[bool]) -> Iterator[Finding]:
     if -1 in told and told.count(-1) < len(bare):
         yield Finding(
             "part_divided_twice", Status.LOOK,
-            f"a part of the loss halves with twice the examples ({count} now): it is a mean that is divided by their number"
+            f"a part of the loss halves with twice the examples ({count} now): it is a mean that is divided"
+            " by their number"
             " once more, beside parts that are not",
             "divide that part once", "its gradient does not shrink as a batch grows", ("loss",),
             Measure("parts of the loss that halve", told.count(-1)),
@@ -189,7 +196,8 @@ def _powers(subject: Subject, bare: Sequence[bool]) -> Iterator[Finding]:
     elif 1 in told and 0 in told:
         yield Finding(
             "unlike_sums", Status.LOOK,
-            f"the loss adds a sum over the {count} examples to a mean over them: the one weighs {count} times what it says"
+            f"the loss adds a sum over the {count} examples to a mean over them: the one weighs {count} times"
+            " what it says"
             " against the other",
             "average both over the examples, or sum both (and divide by the batch's size)",
             "the parts of the loss are balanced, whatever the batch's size", ("loss",),
@@ -237,10 +245,15 @@ def _outweighing(subject: Subject, whole: Sequence[Part], bare: Sequence[bool]) 
         return  # the heavy part is a fit itself, and the others stand beside it
     if math.isfinite(before) and start - before > HELD_UP * (start - after) and not own_with < ALL_ALIKE:
         return
-    what = "a part of the loss that the batch does not move (a penalty on weights)" if all(bare[place] for place in groups[heavy]) else "a part of the loss"
+    what = (
+        "a part of the loss that the batch does not move (a penalty on weights)"
+        if all(bare[place] for place in groups[heavy])
+        else "a part of the loss"
+    )
     yield Finding(
         "outweighed", Status.BROKEN if math.isfinite(before) else Status.LOOK,
-        f"{what} has {sizes[heavy] / others:.3g} times the gradient of all others, which go from {start:.4g} to {before:.4g} in"
+        f"{what} has {sizes[heavy] / others:.3g} times the gradient of all others, which go from {start:.4g}"
+        f" to {before:.4g} in"
         f" its first steps, and to {after:.4g} without it",
         f"divide that part by {sizes[heavy] / others:.2g} or more, or look at how each part is summed",
         "what the others measure is learnt, too", ("loss",),
@@ -283,5 +296,8 @@ def _own(training: Training, batch: Any) -> float:
     outputs = caught(training, batch)
     if outputs is None:
         return math.nan
-    loss, other = outputs.loss(outputs.free), outputs.loss([each.roll(1, 0) if each.dim() else each for each in outputs.free])
+    loss, other = (
+        outputs.loss(outputs.free),
+        outputs.loss([each.roll(1, 0) if each.dim() else each for each in outputs.free]),
+    )
     return (other - loss) / abs(loss) if loss else math.nan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,10 +10,9 @@ from torch import Tensor
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.graphs import nodes
-from depthgauge.checking.questions.data import held
 from depthgauge.checking.questions.data.called import watched
 from depthgauge.checking.questions.data.held import Held
-from depthgauge.checking.questions.data.outputs import Outputs, caught
+from depthgauge.checking.questions.data.outputs import Outputs
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.terms import short
 
@@ -26,27 +24,22 @@ KINDS = {
     ),
     "scrambled_classes": Kind(
         "fault",
-        "scores of one place reach cross-entropy in the rows of several, one class each: a view in place of a permutation",
+        "scores of one place reach cross-entropy in the rows of several, one class each: a view in place of a"
+        " permutation",
     ),
     "padding_counts": Kind(
         "fault",
-        f"places at the ends of sequences that repeat one token, {PADDED:.0%} of all or more, have a gradient like others",
+        f"places at the ends of sequences that repeat one token, {PADDED:.0%} of all or more, have a gradient"
+        " like others",
     ),
 }
 
 
-def findings(subject: Subject) -> Iterator[Finding]:
+def findings(subject: Subject, outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     """Yield what is found of the outputs' dimensions."""
-    if subject.clock.left < 10 * subject.seen.seconds or not math.isfinite(subject.seen.loss):
-        return
-    with subject.training.untouched():
-        outputs = caught(subject.training, subject.seen.batch)
-        if outputs is None:
-            return
-        pairs = held.against(outputs)
-        yield from _softmax(outputs, pairs)
-        yield from _scrambled(subject)
-        yield from _padding(outputs, pairs)
+    yield from _softmax(outputs, pairs)
+    yield from _scrambled(subject)
+    yield from _padding(outputs, pairs)
 
 
 def _softmax(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
@@ -62,7 +55,8 @@ def _softmax(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
         if short(node) in {"Softmax", "LogSoftmax"} and _along(node) == 0 and tuple(node._saved_result.shape) in shapes:
             yield Finding(
                 "softmax_over_examples", Status.BROKEN,
-                f"a softmax of the loss goes along dimension 0, over the {count} examples: their probabilities of a class add up"
+                f"a softmax of the loss goes along dimension 0, over the {count} examples: their"
+                " probabilities of a class add up"
                 " to 1, not those of an example's classes",
                 "take it along the classes (dim=1)", "each example has probabilities of its own", ("loss",),
             )  # fmt: skip
@@ -86,7 +80,9 @@ def _scrambled(subject: Subject) -> Iterator[Finding]:
     classes = before.shape[1]
     last: list[tuple[torch.nn.Module, tuple[int, ...]]] = []
     handles = [
-        module.register_forward_hook(lambda one, _, out: last.append((one, tuple(out.shape))) if isinstance(out, Tensor) else None)
+        module.register_forward_hook(
+            lambda one, _, out: last.append((one, tuple(out.shape))) if isinstance(out, Tensor) else None
+        )
         for module in training.model.modules()
         if isinstance(module, torch.nn.Linear | torch.nn.modules.conv._ConvNd)
     ]
@@ -116,10 +112,12 @@ def _scrambled(subject: Subject) -> Iterator[Finding]:
     if len(hit) >= 2 and len(hit) >= classes // 2 and bool((hit <= max(1, classes // 3)).all()):
         yield Finding(
             "scrambled_classes", Status.BROKEN,
-            f"the {classes} scores of one place reach cross-entropy in {len(hit)} rows, one class each: the classes' dimension"
+            f"the {classes} scores of one place reach cross-entropy in {len(hit)} rows, one class each: the"
+            " classes' dimension"
             " was brought there by a view or reshape, which leaves numbers where they lie",
             "bring the classes' dimension to its place by permute, movedim or transpose, then reshape",
-            "each row holds one place's scores", ("loss", "model"), Measure("rows that one place's scores reach", len(hit)),
+            "each row holds one place's"
+            " scores", ("loss", "model"), Measure("rows that one place's scores reach", len(hit)),
         )  # fmt: skip
 
 
@@ -149,7 +147,8 @@ def _padding(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
             share = padded.float().mean().item()
             yield Finding(
                 "padding_counts", Status.LOOK,
-                f"{share:.0%} of all places repeat one token ({int(labels[0, -1])}) up to their sequence's end, and the loss"
+                f"{share:.0%} of all places repeat one token ({int(labels[0, -1])}) up to their sequence's"
+                " end, and the loss"
                 " counts them like others: it is mostly a mean over padding",
                 "leave padding out of the loss (ignore_index, labels of -100, or a mask), and divide by what is left",
                 "the loss is of what is to be learnt", ("loss", "batches"), Measure("share of padding", share),

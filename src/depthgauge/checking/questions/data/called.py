@@ -31,7 +31,7 @@ _NAMES = frozenset({"kl_div", "cross_entropy", "binary_cross_entropy_with_logits
 
 KINDS = {
     "divergence_of_others": Kind(
-        "fault", f"kl_div gets something else than log-probabilities and probabilities: |ln of their sum| is above {SUM}"
+        "fault", f"kl_div gets no (log-)probabilities: |ln of their sum| is above {SUM}"
     ),
     "smoothed_away": Kind("fault", f"label_smoothing is above {SMOOTH}: hardly anything of the labels is left"),
     "labels_as_probabilities": Kind(
@@ -40,7 +40,9 @@ KINDS = {
     "numbers_for_classes": Kind(
         "fault", "a square error holds the scores of all classes against one class number, repeated"
     ),
-    "cut_off_term": Kind("fault", "a loss function's value is part of the loss and has no gradient: its input is detached"),
+    "cut_off_term": Kind(
+        "fault", "a loss function's value is part of the loss and has no gradient: its input is detached, or rounded"
+    ),
     "weights_inverted": Kind(
         "fault", f"class weights rise with the classes' frequencies, both {ALIKE:g} times from least to largest or more"
     ),
@@ -112,7 +114,8 @@ def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
     if (how := maker(call.given["input"])) in _STEPS:
         yield Finding(
             "cut_off_term", Status.BROKEN,
-            f"{call.name} gets numbers that were rounded ({how.lower()}), which has no gradient: nothing learns from it",
+            f"{call.name} gets numbers that were rounded ({how.lower()}), which has no gradient: nothing"
+            " learns from it",
             "hand over the numbers before they are rounded", "the term moves the model", ("loss",),
         )  # fmt: skip
     if call.name == "kl_div":
@@ -129,22 +132,19 @@ def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
 
 def _divergence(scores: Tensor, targets: Tensor, *, log: bool) -> Iterator[Finding]:
     own, other = _off(scores), _off(targets if log else targets.clamp(min=0).log())
-    for off, what, how in (
-        (own, "log-probabilities first", "torch.log_softmax(scores, -1)"),
-        (other, "log-probabilities as targets, by log_target=True," if log else "probabilities as targets", "them"),
-    ):
-        if off > SUM:
-            yield Finding(
-                "divergence_of_others", Status.BROKEN,
-                f"kl_div takes {what} and gets numbers from {scores.min().item():.3g} to {scores.max().item():.3g} whose"
-                f" probabilities are off by {off:.3g} in ln of their sum: it is no divergence, and its least is not where both agree"
-                if how != "them"
-                else f"kl_div takes {what} and gets something else: the sum of their probabilities is off by {off:.3g} in ln",
-                f"hand over {how}" if how != "them" else "hand over a softmax over the classes' dimension, and set log_target to what it is",
-                "the loss is 0 where both distributions agree, and nowhere below", ("loss",),
-                Measure("ln of the sum of probabilities", off),
-            )  # fmt: skip
-            return
+    off = own if own > SUM else other
+    if not off > SUM:
+        return
+    takes = "log-probabilities first" if own > SUM else f"{'log-' if log else ''}probabilities second"
+    wrong = scores if own > SUM else targets
+    yield Finding(
+        "divergence_of_others", Status.BROKEN,
+        f"kl_div takes {takes} and gets numbers from {wrong.min().item():.3g} to {wrong.max().item():.3g}, whose"
+        f" probabilities add up to something off by {off:.3g} in ln: what it returns is no divergence",
+        "hand over torch.log_softmax(scores, -1) first, and a softmax second (log_target=True: its logarithm)",
+        "the loss is 0 where both distributions agree, and nowhere below", ("loss",),
+        Measure("ln of the sum of probabilities", off),
+    )  # fmt: skip
 
 
 def _off(logs: Tensor) -> float:
@@ -161,8 +161,10 @@ def _smoothed(call: Called) -> Iterator[Finding]:
     if share > SMOOTH:
         yield Finding(
             "smoothed_away", Status.BROKEN,
-            f"label_smoothing={share:g} gives {share:.0%} of each label to all classes alike: hardly anything is left of it",
-            "set label_smoothing to 0.1 or less", "scores tell the labels", ("loss",), Measure("label smoothing", share),
+            f"label_smoothing={share:g} gives {share:.0%} of each label to all classes alike: hardly anything"
+            " is left of it",
+            "set label_smoothing to 0.1 or"
+            " less", "scores tell the labels", ("loss",), Measure("label smoothing", share),
         )  # fmt: skip
 
 
@@ -173,9 +175,11 @@ def _several(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Find
     if bool(((targets == 0) | (targets == 1)).all()) and share >= SEVERAL:
         yield Finding(
             "labels_as_probabilities", Status.LOOK,
-            f"cross-entropy lets the {scores.shape[1]} classes compete for each example, and {share:.0%} of the examples have"
+            f"cross-entropy lets the {scores.shape[1]} classes compete for each example, and {share:.0%} of"
+            " the examples have"
             " several labels, which are no probabilities",
-            "use binary_cross_entropy_with_logits, a yes or no for each label", "several labels can be told at once", ("loss",),
+            "use binary_cross_entropy_with_logits, a yes or no for each"
+            " label", "several labels can be told at once", ("loss",),
             Measure("share of examples with several labels", share),
         )  # fmt: skip
 
@@ -204,7 +208,8 @@ def _weights(call: Called, labels: Tensor) -> Iterator[Finding]:
         ratio = (weights[order[-1]] - weights[order[0]]).exp().item()
         yield Finding(
             "weights_inverted", Status.LOOK,
-            f"the most frequent class weighs {ratio:.3g} times the rarest in the cross-entropy: weights rise with the frequency",
+            f"the most frequent class weighs {ratio:.3g} times the rarest in the cross-entropy: weights rise"
+            " with the frequency",
             "give rare classes the larger weights, 1 over their frequency", "rare classes count", ("loss",),
             Measure("weight of the most frequent class over that of the rarest", ratio),
         )  # fmt: skip
@@ -221,7 +226,8 @@ def _numbers(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Find
     if any(each.numel() == len(targets) and bool((each.reshape(-1) == targets[:, 0]).all()) for each in integers):
         yield Finding(
             "numbers_for_classes", Status.BROKEN,
-            f"all {scores.shape[1]} outputs of an example are held against its class number itself, as if it were measured",
+            f"all {scores.shape[1]} outputs of an example are held against its class number itself, as if it"
+            " were measured",
             "use cross_entropy(scores, labels), or one-hot rows", "each class has a score of its own", ("loss",),
         )  # fmt: skip
 
@@ -240,10 +246,8 @@ def _cut_off(subject: Subject, calls: list[Called], place: int, loss: float) -> 
     if abs(moves[0]) > 1e-3 and math.isclose(moves[1], 2 * moves[0], rel_tol=1e-3):
         yield Finding(
             "cut_off_term", Status.BROKEN,
-            f"the value of {call.name}, {call.value.item():.3g}, is added to the loss and has no gradient: nothing learns from it",
+            f"the value of {call.name}, {call.value.item():.3g}, is added to the loss and has no gradient:"
+            " nothing learns from it",
             "leave out what cuts its input off (.detach(), .data, torch.no_grad(), a rounding, an argmax)",
             "the term moves the model", ("loss",), Measure("value of the term", call.value.item()),
         )  # fmt: skip
-
-
-

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
-from depthgauge.checking.questions.data import held
 from depthgauge.checking.questions.data.held import Held
-from depthgauge.checking.questions.data.outputs import Outputs, caught
-from depthgauge.checking.subject import Subject
+from depthgauge.checking.questions.data.outputs import Outputs
 from depthgauge.restoring import random_states_kept
 
 HEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0)  # of the label's score above the others
@@ -29,7 +27,8 @@ BOUNDS = {
 KINDS = {
     "labels_hardly_count": Kind(
         "fault",
-        f"the best height of the labels' scores gains less than {HARDLY:g} of what a height of {RISE:g} of other classes'"
+        f"the best height of the labels' scores gains less than {HARDLY:g} of what a height of {RISE:g} of"
+        " other classes'"
         " scores loses",
     ),
     "flat_loss": Kind(
@@ -43,19 +42,12 @@ KINDS = {
 }
 
 
-def findings(subject: Subject) -> Iterator[Finding]:
+def findings(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     """Yield what keeps the loss up, whatever the model says."""
-    if subject.clock.left < 20 * subject.seen.seconds or not math.isfinite(subject.seen.loss):
-        return
-    with subject.training.untouched():
-        outputs = caught(subject.training, subject.seen.batch)
-        if outputs is None:
-            return
-        pairs = held.against(outputs)
-        yield from _labels(outputs, pairs)
-        yield from _bounds(outputs, pairs)
-        if not any(pair.classes is not None for pair in pairs):
-            yield from _flat(outputs)
+    yield from _labels(outputs, pairs)
+    yield from _bounds(outputs, pairs)
+    if not any(pair.classes is not None for pair in pairs):
+        yield from _flat(outputs)
 
 
 def _labels(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
@@ -73,9 +65,11 @@ def _labels(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
         if math.isfinite(sum(losses)) and rise > 0 and gain < HARDLY * min(rise, losses[0]):
             yield Finding(
                 "labels_hardly_count", Status.BROKEN,
-                f"the loss is {losses[0]:.4g} with equal scores, and {min(losses):.4g} with the best scores for the labels:"
+                f"the loss is {losses[0]:.4g} with equal scores, and {min(losses):.4g} with the best scores"
+                " for the labels:"
                 " hardly anything in it asks for them",
-                "look at how much of a label is smoothed away, or mixed with other classes", "scores tell the labels", ("loss",),
+                "look at how much of a label is smoothed away, or mixed with other"
+                " classes", "scores tell the labels", ("loss",),
                 Measure("gain of the labels over the loss of others", gain / rise),
             )  # fmt: skip
             return
@@ -115,8 +109,9 @@ def _bounds(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
                 "out_of_reach", Status.BROKEN,
                 f"outputs pass {what}, which bounds them to {low:g} and {high:g}, and the targets go from"
                 f" {targets.min().item():.3g} to {targets.max().item():.3g}: the loss stays above {nearest:.3g}",
-                f"leave {what} out after the last layer, or bring the targets between its bounds", "the loss can fall to 0",
-                ("loss", "model"), Measure("square of what is out of reach over the targets' variance", beyond / variance),
+                f"leave {what} out after the last layer, or bring the targets between its"
+                " bounds", "the loss can fall to 0",
+                ("loss", "model"), Measure("square out of reach over the targets' variance", beyond / variance),
             )  # fmt: skip
             return
 
@@ -143,7 +138,8 @@ def _flat(outputs: Outputs) -> Iterator[Finding]:
     if losses[0] - lowest < FIRM * losses[0]:
         yield Finding(
             "flat_loss", Status.BROKEN,
-            f"the loss normalizes the outputs, and whatever they are it lies near {losses[0]:.4g}: outputs that are free to"
+            f"the loss normalizes the outputs, and whatever they are it lies near {losses[0]:.4g}: outputs"
+            " that are free to"
             f" move bring it to {lowest:.4g}",
             "look at the temperature: similarities between -1 and 1 are divided by one well below 1, not multiplied",
             "the loss tells good outputs from others", ("loss",),

@@ -125,9 +125,9 @@ def _classes(labels: Tensor, output: Tensor) -> Iterator[int]:
         return
     for dim in {1, output.dim() - 1}:
         rest = (*output.shape[:dim], *output.shape[dim + 1 :])
-        if rest == tuple(labels.shape) or (labels.dim() == 2 and labels.shape[1] == 1 and rest == labels.shape[:1]):
-            if output.shape[dim] > max(1, int(labels.max())):
-                yield dim
+        alike = rest == tuple(labels.shape) or (tuple(labels.shape) == (*rest, 1) and len(rest) == 1)
+        if alike and output.shape[dim] > max(1, int(labels.max())):
+            yield dim
 
 
 def _alike(targets: Tensor, output: Tensor) -> bool:

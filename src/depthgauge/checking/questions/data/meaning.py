@@ -21,14 +21,14 @@ TOWARD = 0.25  # of them: as many that go to their targets, and these are what o
 LEAST = 16  # cases, of which that is a share
 SAME = 1e-5  # of a gradient: rounding
 SCALES = (1.0, 3.0, 9.0)
-FASTER = 5.0  # a loss that falls by the outputs' size falls 3 times as far in the second step as in the first, by its square 9 times
+FASTER = 5.0  # times as far in the second as in the first: by the outputs' size it is 3 times, by its square 9
 FEW = 4  # numbers of an output, each of which is tried
 FAR = (10.0, 20.0, 40.0)  # of the targets' spread
-PASSES = 30  # that it may take, of the loss without its model
 
 KINDS = {
     "pushed_away": Kind(
-        "fault", f"with outputs of its own, permuted and drawn, steps take {AWAY:.0%} of the outputs away from their targets"
+        "fault",
+        f"with outputs of its own, permuted and drawn, steps take {AWAY:.0%} of the outputs away from their targets",
     ),
     "targets_idle": Kind(
         "fault", "targets of other examples change the loss and not its gradient, at outputs of three kinds"
@@ -47,20 +47,12 @@ KINDS = {
 }  # fmt: skip
 
 
-def findings(subject: Subject) -> Iterator[Finding]:
+def findings(subject: Subject, outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     """Yield what the gradient of the loss by the outputs says."""
-    training, seen = subject.training, subject.seen
-    if subject.clock.left < PASSES * seen.seconds or not math.isfinite(seen.loss):
-        return
-    with training.untouched():
-        outputs = caught(training, seen.batch)
-        if outputs is None:
-            return
-        pairs = held.against(outputs)
-        drawn = _draws(outputs, pairs)
-        yield from _targets(outputs, pairs, drawn)
-        yield from list(_growing(outputs)) or list(_endless(outputs, pairs))
-        yield from _without(subject, outputs, pairs, drawn)
+    drawn = _draws(outputs, pairs)
+    yield from _targets(outputs, pairs, drawn)
+    yield from list(_growing(outputs)) or list(_endless(outputs, pairs))
+    yield from _without(subject, outputs, pairs, drawn)
 
 
 def _draws(outputs: Outputs, pairs: Sequence[Held]) -> list[tuple[Tensor, ...]]:
@@ -107,7 +99,8 @@ def _pushed(
         if share >= AWAY:
             yield Finding(
                 "pushed_away", Status.BROKEN,
-                f"the loss falls as outputs go away from their targets, for {share:.0%} of the examples: it has the wrong"
+                f"the loss falls as outputs go away from their targets, for {share:.0%} of the examples: it"
+                " has the wrong"
                 " sign",
                 "turn the sign of the loss round, or of the term that holds outputs against targets",
                 "steps take outputs to their targets", ("loss",), Measure("share pushed away", share),
@@ -127,7 +120,8 @@ def _of_one_label(pair: Held, ways: Sequence[Sequence[Tensor]]) -> Iterator[Find
         if any(all(_share(s[of], -1, 4) >= AWAY and _share(s[rest], 1, 4) >= AWAY for s in way) for way in ways):
             yield Finding(
                 "pushed_away", Status.BROKEN,
-                f"the loss falls as outputs of label {which} go away from it, and as those of the other go to theirs: one of its"
+                f"the loss falls as outputs of label {which} go away from it, and as those of the other go to"
+                " theirs: one of its"
                 " two terms has the wrong sign",
                 f"turn the sign of the term of label {which} round", "steps take outputs to their targets", ("loss",),
                 Measure("share pushed away", of.float().mean().item()),
@@ -145,7 +139,7 @@ def _times(signs: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weights(outputs: Outputs, pairs: Sequence[Held]) -> list[Tensor]:
-    """Numbers of examples' own, besides their targets, that the loss depends on (rewards), as they are and less their mean."""
+    """Numbers of examples' own besides their targets (rewards), as they are and less their mean."""
     places = {pair.place for pair in pairs if pair.classes is not None}
     count = nested.rows(outputs.batch)
     found = [
@@ -221,7 +215,8 @@ def _growing(outputs: Outputs) -> Iterator[Finding]:
         if second > FASTER * first and on >= AWAY and losses[2] < -abs(outputs.loss(outputs.free)):
             yield Finding(
                 "no_floor", Status.BROKEN,
-                f"the loss falls without end as an output grows: {losses[1]:.3g} at a size of {SCALES[1]:g}, {losses[2]:.3g} at"
+                f"the loss falls without end as an output grows: {losses[1]:.3g} at a size of {SCALES[1]:g},"
+                f" {losses[2]:.3g} at"
                 f" {SCALES[2]:g}",
                 "turn round the sign of the term that falls: a penalty or a divergence that is subtracted",
                 "the loss has a least value", ("loss",), Measure("loss of the grown output", losses[2]),
@@ -242,13 +237,17 @@ def _endless(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
         for column in range(output.numel() // count):
             for sign in (1, -1):
                 losses = [outputs.loss(_set(outputs.free, leaf, column, sign * far * size)) for far in FAR]
-                if not all(map(math.isfinite, losses)) or not outputs.loss(outputs.free) > losses[0] > losses[1] > losses[2]:
+                if (
+                    not all(map(math.isfinite, losses))
+                    or not outputs.loss(outputs.free) > losses[0] > losses[1] > losses[2]
+                ):
                     continue
                 if 0.7 < (losses[1] - losses[2]) / (2 * (losses[0] - losses[1])) < 1.4:
                     yield Finding(
                         "no_floor", Status.BROKEN,
                         f"the loss falls without end as outputs {'rise' if sign > 0 else 'fall'}: {losses[0]:.3g} at"
-                        f" {sign * FAR[0] * size:.3g}, {losses[2]:.3g} at {sign * FAR[2] * size:.3g}, whatever the targets are",
+                        f" {sign * FAR[0] * size:.3g}, {losses[2]:.3g} at {sign * FAR[2] * size:.3g},"
+                        " whatever the targets are",
                         "look for a branch of the loss that is missing, or a sign, on that side of the targets",
                         "the loss has a least value", ("loss",), Measure("loss of far outputs", losses[2]),
                     )  # fmt: skip
@@ -257,7 +256,9 @@ def _endless(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
 
 def _entered(outputs: Outputs, tensor: Tensor) -> bool:
     """Whether the model gets a tensor of the batch."""
-    return any(tensor.shape == each.shape and bool((tensor == each).all()) for call in outputs.calls for each in call.given)
+    return any(
+        tensor.shape == each.shape and bool((tensor == each).all()) for call in outputs.calls for each in call.given
+    )
 
 
 def _set(values: Sequence[Tensor], leaf: int, column: int, number: float) -> list[Tensor]:
@@ -287,7 +288,8 @@ def _without(
                     "one_sided", Status.BROKEN,
                     f"examples of label {int(which)} have no gradient, whatever the outputs are: only the others count",
                     "add the term of the other label, or map labels to what the loss takes (0 and 1, or -1 and 1)",
-                    "both labels' examples move the model", ("loss",), Measure("share without", 1 - has.float().mean().item()),
+                    "both labels' examples move the"
+                    " model", ("loss",), Measure("share without", 1 - has.float().mean().item()),
                 )  # fmt: skip
                 return
     yield from _places(subject, outputs, has)

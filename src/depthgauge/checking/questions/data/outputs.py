@@ -15,7 +15,9 @@ from depthgauge.checking.terms import short
 from depthgauge.restoring import random_states_kept
 from depthgauge.workload import Training
 
-_SHAPING = frozenset({"View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "Alias"})
+_SHAPING = frozenset(
+    {"View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "Alias"}
+)
 MOST = 64  # calls within one loss: more are a loop over time, whose outputs feed each other
 
 

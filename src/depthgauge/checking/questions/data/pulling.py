@@ -31,7 +31,8 @@ SECONDS = 0.4
 KINDS = {
     "pulls_others": Kind(
         "fault",
-        f"inputs of outputs that are drawn together are as far apart as any two, and those that are pushed apart, or of the"
+        "inputs of outputs that are drawn together are as far apart as any two, and those that are pushed"
+        " apart, or of the"
         f" same place in two calls, are nearer by {CLEAR:g} standard errors",
     ),
 }
@@ -70,7 +71,8 @@ def findings(subject: Subject) -> Iterator[Finding]:
         if len(others) >= 16 and _errors(others, drawn) >= CLEAR and _errors(others, every) >= CLEAR / 2:
             yield Finding(
                 "pulls_others", Status.BROKEN,
-                f"the loss draws outputs together whose inputs are as far apart ({drawn.mean():.3g}) as those of any two"
+                f"the loss draws outputs together whose inputs are as far apart ({drawn.mean():.3g}) as those"
+                " of any two"
                 f" examples ({every.mean():.3g}); {what} are nearer ({others.mean():.3g})",
                 "look at which pairs are the positives: the arguments' order, the labels' meaning, or the diagonal",
                 "outputs of examples that are alike are drawn together", ("loss",),
@@ -130,7 +132,7 @@ def _placed(apart: Tensor, counts: Sequence[int], pairs: Pairs) -> None:
 
 
 def _forces(outputs: Outputs) -> Tensor | None:
-    """(rows, rows) how far the loss's force on one output points to another, mean over draws; None where it cannot be had."""
+    """(rows, rows) how far the loss's force on one output points to another, over draws; None where it has none."""
     total: Tensor | None = None
     with random_states_kept():
         torch.manual_seed(2)
