@@ -97,6 +97,10 @@ def smoothed(out: Tensor, y: Tensor, share: float) -> Tensor:
         (lambda out, y: (out.softmax(0) - functional.one_hot(y, 5)).square().mean(), {"softmax_over_examples"}),
         (lambda out, y: functional.mse_loss(out, y[:, None].float().expand(-1, 5)), {"numbers_for_classes"}),
         (lambda out, y: functional.kl_div(out.softmax(1), functional.one_hot(y, 5).float()), {"divergence_of_others"}),
+        (
+            lambda out, y: functional.cross_entropy(out, y, weight=y.bincount(minlength=5).float() + 1e-3),
+            {"weights_inverted"},
+        ),
         (lambda out, y: functional.kl_div(out.log_softmax(1), functional.one_hot(y, 5).float()), set()),
         (lambda out, y: smoothed(out, y, 0.1), set()),
         (functional.multi_margin_loss, set()),
@@ -106,6 +110,7 @@ def smoothed(out: Tensor, y: Tensor, share: float) -> Tensor:
 @pytest.mark.filterwarnings("ignore:reduction")
 def test_of_classes(loss: Loss, expected: set[str]) -> None:
     x = torch.randn(3 * COUNT, WIDE)
+    x[:, 0] += 1.5 * ("weights_inverted" in expected)
     of = training(held(loss), x, x[:, :5].argmax(1), out=5)
     assert expected <= found(of) if expected else not found(of)
 
@@ -122,6 +127,13 @@ def test_of_yes_and_no(loss: Loss, expected: set[str]) -> None:
     x = torch.randn(2 * COUNT, WIDE)
     of = training(held(lambda out, y: loss(out[:, 0].sigmoid(), y)), x, (x[:, 0] > 0).float())
     assert found(of) == expected
+
+
+@pytest.mark.parametrize("loss", [functional.cross_entropy, functional.binary_cross_entropy_with_logits])
+def test_several_labels_are_no_probabilities(loss: Loss) -> None:
+    x = torch.randn(2 * COUNT, WIDE)
+    expected = {"labels_as_probabilities"} if loss is functional.cross_entropy else set()
+    assert found(training(held(loss), x, (x > 0).float(), out=WIDE)) == expected
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -201,12 +213,18 @@ def test_a_penalty_that_outweighs_the_fit(factor: float, expected: set[str]) -> 
 
 @pytest.mark.parametrize(
     ("sizes", "expected"),
-    [(("mean", "sum"), {"unlike_sums"}), (("sum", "sum"), set()), (("mean", "mean"), set())],
+    [
+        (("mean", "sum"), {"unlike_sums"}),
+        (("mean", "halved"), {"part_divided_twice"}),
+        (("sum", "sum"), set()),
+        (("mean", "mean"), set()),
+    ],
 )
 def test_parts_that_are_summed_unlike_each_other(sizes: tuple[str, str], expected: set[str]) -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         out = model(batch[0])
-        return functional.mse_loss(out, batch[1], reduction=sizes[0]) + 0.01 * getattr(out.square(), sizes[1])()
+        of_size = out.square().mean() / len(out) if sizes[1] == "halved" else getattr(out.square(), sizes[1])()
+        return functional.mse_loss(out, batch[1], reduction=sizes[0]) + 0.01 * of_size
 
     x = torch.randn(2 * COUNT, WIDE)
     assert found(training(loss, x, x.sum(1, keepdim=True)), addends) - {"outweighed"} == expected

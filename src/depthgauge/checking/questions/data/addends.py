@@ -95,7 +95,7 @@ def added(training: Training, batch: Any) -> tuple[Tensor, list[tuple[Tensor, fl
     values = [scalars.made[node] for node in nodes]
     if len(values) < 2:
         return loss, [(loss, 1.0)]
-    factors = torch.autograd.grad(loss, values, retain_graph=True, allow_unused=True)
+    factors: tuple[Tensor | None, ...] = torch.autograd.grad(loss, values, retain_graph=True, allow_unused=True)
     return loss, [(value, 0.0 if by is None else by.item()) for value, by in zip(values, factors, strict=True)]
 
 
@@ -127,7 +127,7 @@ def parts(training: Training, batch: Any) -> list[Part]:
     weights = [each for each in training.model.parameters() if each.requires_grad]
     made = []
     for value, factor in found:
-        given = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+        given: tuple[Tensor | None, ...] = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
         flat = [torch.zeros_like(w) if g is None else g.to_dense() for g, w in zip(given, weights, strict=True)]
         name = "" if value.grad_fn is None else short(value.grad_fn)
         made.append(Part(value.item() * factor, factor * torch.cat([each.detach().reshape(-1) for each in flat]), name))

@@ -66,8 +66,8 @@ def _softmax(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
 def _along(node: object) -> int:
     dim = int(node._saved_dim)  # type: ignore[attr-defined]  # autograd's own attribute
     dim = dim - 2**64 if dim >= 2**63 else dim
-    result = node._saved_result  # type: ignore[attr-defined]  # as above
-    return dim % result.dim()
+    dims = int(node._saved_result.dim())  # type: ignore[attr-defined]  # as above
+    return dim % dims
 
 
 def _scrambled(subject: Subject) -> Iterator[Finding]:
@@ -164,6 +164,10 @@ def _ends(tokens: Tensor) -> Tensor:
     token = tokens[:, -1].mode().values
     run = (tokens == token).flip(1).long().cumprod(1).flip(1).bool()
     lengths = run.sum(1)
-    if (lengths >= 2).float().mean() < 0.5 or len(lengths.unique()) < 3 or bool((lengths == tokens.shape[1]).all()):
+    if (
+        (lengths >= 2).float().mean() < 0.5
+        or len(set(lengths.tolist())) < 3
+        or bool((lengths == tokens.shape[1]).all())
+    ):
         return none
     return run

@@ -77,9 +77,10 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name in _NAMES and func is getattr(functional, name, None) and isinstance(value, Tensor):
+        own: Any = getattr(functional, name, None)
+        if name in _NAMES and func is own and isinstance(value, Tensor):
             with suppress(TypeError):
-                given = inspect.signature(func).bind(*args, **(kwargs or {}))
+                given = inspect.signature(own).bind(*args, **(kwargs or {}))
                 given.apply_defaults()
                 self.calls.append(Called(name, dict(given.arguments), value, torch.is_grad_enabled()))
                 if len(self.calls) - 1 == self._moved:
@@ -220,7 +221,7 @@ def _numbers(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Find
         return
     repeated = targets.shape[1] == 1 or targets.stride(1) == 0
     whole = bool((targets == targets.round()).all()) and targets.min() >= 0 and targets.max() < scores.shape[1]
-    if not repeated or not whole or not len(targets[:, 0].unique()) > 2:
+    if not repeated or not whole or not len(set(targets[:, 0].tolist())) > 2:
         return
     integers = [each for _, each in nested.tensors(subject.seen.batch) if not each.is_floating_point()]
     if any(each.numel() == len(targets) and bool((each.reshape(-1) == targets[:, 0]).all()) for each in integers):

@@ -180,7 +180,7 @@ def _shifted(
             continue
         count = drawn[0][pair.leaf].shape[pair.classes]
         labels = pair.targets
-        if count < 3 or labels.min() or len(labels.unique()) < max(3, 0.5 * count):
+        if count < 3 or labels.min() or len(set(labels.tolist())) < max(3, 0.5 * count):
             continue
         by = [(-each[pair.leaf]).argmax(pair.classes).sub(labels).remainder(count) for each in given]
         first = int(by[0].mode().values)

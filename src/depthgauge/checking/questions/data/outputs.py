@@ -82,7 +82,7 @@ class Outputs:
         try:
             with random_states_kept(), self._put(leaves), torch.enable_grad():
                 value = self.training.value(self.batch if batch is None else batch)
-                given = torch.autograd.grad(value, leaves, allow_unused=True)
+                given: tuple[Tensor | None, ...] = torch.autograd.grad(value, leaves, allow_unused=True)
         except Exception:  # noqa: BLE001 - the user's loss may refuse outputs that the model never gives
             return float("nan"), tuple(torch.zeros_like(each) for each in leaves)
         pairs = zip(given, leaves, strict=True)
