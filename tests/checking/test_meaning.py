@@ -262,3 +262,15 @@ def test_means_of_unequal_masked_parts_are_told_where_an_example_is_masked_altog
     of = training(loss, x, mask)
     assert not mask.any(1).all()
     assert accumulating.accumulated(of, of.first()[0], 1e-7, lambda: True).cause == "uneven"
+
+
+def test_sequences_that_come_to_rest_are_not_padded() -> None:
+    tokens = torch.randint(1, 7, (COUNT, 12))
+    rest = torch.arange(12) >= torch.randint(4, 9, (COUNT, 1))
+    tokens = torch.where(rest, torch.randint(2, (COUNT, 1)), tokens)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return functional.cross_entropy(model(batch[0])[:, :-1].mT, batch[0][:, 1:])
+
+    net = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 7))
+    assert not found(training(loss, tokens, net=net))

@@ -16,6 +16,7 @@ from depthgauge.checking.questions.data.outputs import Outputs
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.terms import short
 
+OTHERS = 0.02  # of the sequences, that may end with another token, repeated
 PADDED = 0.15  # of all places, that are padding where it is told
 
 KINDS = {
@@ -161,7 +162,9 @@ def _ends(tokens: Tensor) -> Tensor:
     none = torch.zeros_like(tokens, dtype=torch.bool)
     if tokens.shape[1] < 4 or len(tokens) < 8:
         return none
-    token = tokens[:, -1].mode().values
+    token = int(tokens[:, -1].mode().values)
+    if 2 < token < int(tokens.max()):  # padding has the first numbers of a vocabulary, or its last
+        return none
     run = (tokens == token).flip(1).long().cumprod(1).flip(1).bool()
     lengths = run.sum(1)
     if (
@@ -169,5 +172,8 @@ def _ends(tokens: Tensor) -> Tensor:
         or len(set(lengths.tolist())) < 3
         or bool((lengths == tokens.shape[1]).all())
     ):
+        return none
+    others = (lengths == 0) & (tokens[:, -1] == tokens[:, -2])
+    if others.float().mean() > OTHERS:  # sequences that come to rest, each at a token of its own
         return none
     return run
