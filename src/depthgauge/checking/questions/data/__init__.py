@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.data import (
+    addends,
     batches,
+    called,
     fitting,
     inputs,
     labels,
     losses,
     modes,
+    of_outputs,
     parts,
     passing,
+    pulling,
     seeing,
     summing,
 )
@@ -29,7 +33,7 @@ KINDS = {
     "refused": Kind("fault", "it is no training that can be run: the optimizer is over another model, or has no rate"),
     "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
-    **summing.KINDS, **parts.KINDS,
+    **summing.KINDS, **parts.KINDS, **called.KINDS, **of_outputs.KINDS, **addends.KINDS, **pulling.KINDS,
 }  # fmt: skip
 
 
@@ -45,7 +49,9 @@ def ask(subject: Subject) -> Answer:
         *losses.findings(seen, passed), *modes.findings(subject.training, passed),
         *inputs.findings(seen, read, passed), *labels.findings(read, terms),
         *(parts.findings(subject.training, passed, seen.batch) if timely else ()),
-        *summing.findings(subject), *fitting.findings(subject, fitted),
+        *summing.findings(subject), *called.findings(subject), *of_outputs.findings(subject),
+        *addends.findings(subject), *pulling.findings(subject),
+        *fitting.findings(subject, fitted),
     ]  # fmt: skip
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
