@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.data import batches, fitting, inputs, labels, losses, modes, passing, seeing, summing
+from depthgauge.checking.questions.data import batches, belonging, fitting, inputs, labels, losses, modes, passing, seeing, summing
 from depthgauge.checking.questions.data.figure import draw
 from depthgauge.checking.subject import Subject
 
@@ -18,7 +18,7 @@ KINDS = {
     "refused": Kind("fault", "it is no training that can be run: the optimizer is over another model, or has no rate"),
     "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
-    **summing.KINDS,
+    **summing.KINDS, **belonging.KINDS,
 }  # fmt: skip
 
 
@@ -33,6 +33,7 @@ def ask(subject: Subject) -> Answer:
     found = [
         *losses.findings(seen, passed), *modes.findings(subject.training, passed),
         *inputs.findings(seen, read, passed), *labels.findings(read, terms),
+        *belonging.findings(subject, read),
         *summing.findings(subject), *fitting.findings(subject, fitted),
     ]  # fmt: skip
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
