@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING
 
 from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.data import batches, belonging, fitting, inputs, labels, losses, modes, passing, seeing, summing
+from depthgauge.checking.questions.data import (
+    batches,
+    belonging,
+    fitting,
+    inputs,
+    labels,
+    losses,
+    modes,
+    order,
+    padding,
+    passing,
+    seeing,
+    summing,
+    values,
+)
 from depthgauge.checking.questions.data.figure import draw
 from depthgauge.checking.subject import Subject
 
@@ -18,7 +32,7 @@ KINDS = {
     "refused": Kind("fault", "it is no training that can be run: the optimizer is over another model, or has no rate"),
     "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
-    **summing.KINDS, **belonging.KINDS,
+    **summing.KINDS, **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS,
 }  # fmt: skip
 
 
@@ -33,6 +47,7 @@ def ask(subject: Subject) -> Answer:
     found = [
         *losses.findings(seen, passed), *modes.findings(subject.training, passed),
         *inputs.findings(seen, read, passed), *labels.findings(read, terms),
+        *values.findings(read, subject.training.batches), *order.findings(subject, read), *padding.findings(subject),
         *belonging.findings(subject, read),
         *summing.findings(subject), *fitting.findings(subject, fitted),
     ]  # fmt: skip

@@ -130,7 +130,9 @@ def _known(subject: Subject, batches: Sequence[Any], places: set[str]) -> Known:
     rises = []
     for batch in batches:
         moved = [changed(batch, places, partial(torch.roll, shifts=by, dims=0)) for by in ROLLS]
-        rises.append(sum(loss_of(subject.training, each) for each in moved) / len(ROLLS) - loss_of(subject.training, batch))
+        rises.append(
+            sum(loss_of(subject.training, each) for each in moved) / len(ROLLS) - loss_of(subject.training, batch)
+        )
     values = torch.tensor(rises, dtype=torch.float64)
     return Known(values.mean().item(), values.std().item() / math.sqrt(len(values)))
 
