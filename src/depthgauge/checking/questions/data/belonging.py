@@ -15,18 +15,20 @@ from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data import dependence
 from depthgauge.checking.questions.data.batches import Batches, Column
+from depthgauge.checking.questions.data.losses import main_term
 from depthgauge.checking.questions.data.seeing import changed, loss_of
 from depthgauge.checking.steps import step
 from depthgauge.checking.subject import Subject
 from depthgauge.updating import takes_closure
 
 LEAST = 192  # examples, below which an order like this is chance, whatever the labels are
-MORE, MORE_ORDERS = 1536, 399  # examples and random orders of a second look, where the first found nothing
-IDS = 4  # whole numbers an example: names of users and things, which alone say nothing
+MORE, MORE_ORDERS = 1024, 199  # examples and random orders of a second look, where the first found nothing
+IDS, NAMES = 4, 20  # whole numbers an example, of more values: names of users and things, which alone say nothing
 STEPS = 200  # on a part of the batches
 SECONDS = 1.2  # of them
-PART = 8  # batches that steps are made on, and as many that are held out
+PART, WHOLE = 8, 24  # batches that steps are made on; those held out are 8
 LEARNT = 4.0  # standard errors by which the model must know targets of examples that it was trained on
+NOTHING = 3.0  # standard errors below which it knows nothing of others'
 SHARE = 0.5  # of that, which the upper end for other examples must stay below
 ROLLS = (1, 3)  # examples by which targets are moved
 
@@ -34,9 +36,9 @@ KINDS = {
     "independent_targets": Kind(
         "fault",
         f"no dependence of targets on inputs in {LEAST} examples or more (kernels of values, counts, spectra and nearest"
-        f" neighbours, {dependence.ORDERS} random orders, level {dependence.LEVEL:g}), and after up to {STEPS} steps the"
-        f" model knows the targets of those it was trained on (by {LEARNT:g} standard errors) and of others not half as"
-        " well, nor clearly at all",
+        f" neighbours, {dependence.ORDERS} random orders, level {dependence.LEVEL:g}), and after {STEPS} steps the model"
+        f" knows nothing of the targets of others (below {NOTHING:g} standard errors), although it knows those that it was"
+        f" trained on (by {LEARNT:g}) or the loss is the mean of a cross-entropy or of squares",
     ),
 }
 
@@ -65,56 +67,81 @@ def findings(subject: Subject, read: Batches) -> Iterator[Finding]:
     if target is None or len(target.numbers) < LEAST or not math.isfinite(subject.seen.loss):
         return
     inputs = [each for each in read.inputs if len(each.numbers) == len(target.numbers)]
-    if len(inputs) != len(read.inputs) or not inputs or all(map(_names, inputs)):
+    if len(inputs) != len(read.inputs) or not inputs or any(map(_names, inputs)):
         return
     rows = [each.numbers for each in inputs]
     chance = dependence.chance(rows, target.numbers)
-    if not chance > dependence.LEVEL:
-        return
-    if len(target.numbers) > dependence.EXAMPLES:
+    if chance > dependence.LEVEL and len(target.numbers) > dependence.EXAMPLES:
         chance = dependence.chance(rows, target.numbers, MORE, MORE_ORDERS)
-    if not chance > dependence.LEVEL or (learnt := learns(subject, {target.place})) is None:
+    if not chance > dependence.LEVEL or (others := _known_of_others(subject, target.place)) is None:
         return
-    own, others = learnt
     yield Finding(
         "independent_targets", Status.LOOK,
         f"no dependence of {target.called} on the inputs was found in {min(MORE, len(target.numbers))} examples (p ="
-        f" {chance:.2g}), and what the model learns of some says nothing of others: does each have its own label?",
-        "look at a few examples with their labels: were both shuffled, sorted or filtered by the same order?",
+        f" {chance:.2g}), and what the model learns of some says nothing of others: does each have its own?",
+        "look at a few examples with their targets: were both shuffled, sorted or filtered by the same order?",
         "what is learnt of some examples holds for others", ("batches", *filter(_named, [target.place])),
         Measure(
             "rise of the loss with exchanged targets, of examples not trained on", others.mean,
-            others.mean - 2 * others.error, others.mean + 2 * others.error, "",
-            f"{own.mean:.3g} of those that it was trained on",
+            others.mean - 2 * others.error, others.mean + 2 * others.error, "", f"after {STEPS} steps on others",
         ),
     )  # fmt: skip
 
 
-def learns(subject: Subject, places: set[str]) -> tuple[Known, Known] | None:
-    """How well the model knows targets of examples that it was trained on, and of others; None where both, or neither.
-
-    Args:
-        subject: put back as it was.
-        places: of the targets in a batch.
-    """
-    trained, others = _split(subject.batches(2 * PART))
-    if len(others) < 2:
-        return None
-    own = subject.training.optimizer
+def _known_of_others(subject: Subject, place: str) -> Known | None:
+    """What a model knows that has learnt nothing of the targets of others, and could have; None where it could not."""
+    batches = subject.batches(WHOLE + PART)
+    if len(batches) < PART and (nested.rows(batches[0]) or 0) >= 8 * PART:
+        batches = [part for batch in batches for part in _parts(batch, math.ceil(2 * PART / len(batches)))]
+    held = batches[: max(2, min(PART, len(batches) // 2))]
+    rest = batches[len(held) :]
+    own, term = subject.training.optimizer, main_term(subject.seen)
     makers: list[Callable[[], Any]] = [partial(_adam, subject)]
     if own is not None and not takes_closure(own):
         makers.insert(0, lambda: own)
-    for make in makers:
-        with subject.training.untouched():
-            try:
-                _go(subject, trained, make())
-                known = [_known(subject, batches, places) for batches in (trained, others)]
-            except Exception:  # noqa: BLE001 - the user's code may raise anything of a part of a batch
-                return None
-        if known[0].errors >= LEARNT:
-            reach = known[1].mean + 2 * known[1].error
-            return (known[0], known[1]) if reach < SHARE * known[0].mean and known[1].errors < LEARNT else None
-    return None
+    last = None
+    for make, count in zip(makers, (PART, WHOLE), strict=False):
+        if len(rest) < 2 or (known := _learns(subject, rest[:count], held, place, make)) is None:
+            return None
+        trained, last = known
+        if last.errors >= NOTHING:
+            return None
+        if trained.errors >= LEARNT:
+            return last if last.mean + 2 * last.error < SHARE * trained.mean else None
+    pure = term is not None and term.is_all_of(subject.seen.loss)
+    return last if pure and not _handed_over(subject, place) else None
+
+
+def _learns(
+    subject: Subject, batches: list[Any], held: list[Any], place: str, make: Callable[[], Any]
+) -> tuple[Known, Known] | None:
+    """What the model knows of the targets that it was trained on, and of others; put back as it was."""
+    with subject.training.untouched():
+        try:
+            _go(subject, batches, make())
+            return _known(subject, batches[:PART], {place}), _known(subject, held, {place})
+        except Exception:  # noqa: BLE001 - the user's code may raise anything of a part of a batch
+            return None
+
+
+def _handed_over(subject: Subject, place: str) -> bool:
+    """Whether the module's outputs depend on the targets: it is given them, or noise that it is to tell."""
+    seen: list[torch.Tensor] = []
+
+    def keep(_: object, __: object, output: object) -> None:
+        seen.append(nested.scores(output).detach())
+
+    training, batch = subject.training, subject.seen.batch
+    if isinstance(training.model, torch.jit.ScriptModule):  # whose calls cannot be hooked
+        return True
+    with training.untouched():
+        handle = training.model.register_forward_hook(keep)
+        try:
+            loss_of(training, batch)
+            loss_of(training, changed(batch, {place}, partial(torch.roll, shifts=1, dims=0)))
+        finally:
+            handle.remove()
+    return len(seen) != 2 or seen[0].shape != seen[1].shape or not torch.allclose(*seen, rtol=1e-3, atol=1e-5)
 
 
 def _go(subject: Subject, batches: Sequence[Any], optimizer: Any) -> None:
@@ -137,13 +164,6 @@ def _known(subject: Subject, batches: Sequence[Any], places: set[str]) -> Known:
     return Known(values.mean().item(), values.std().item() / math.sqrt(len(values)))
 
 
-def _split(batches: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Batches to be trained on, and others; few large ones in parts."""
-    if len(batches) < PART and (nested.rows(batches[0]) or 0) >= 8 * PART:
-        batches = [part for batch in batches for part in _parts(batch, math.ceil(2 * PART / len(batches)))]
-    return batches[: len(batches) // 2], batches[len(batches) // 2 :]
-
-
 def _parts(batch: Any, count: int) -> list[Any]:
     size = max(1, (nested.rows(batch) or 0) // count)
     return [nested.mapped(batch, lambda each, at=at: each[at * size : (at + 1) * size]) for at in range(count)]
@@ -154,8 +174,11 @@ def _adam(subject: Subject) -> torch.optim.Optimizer:
 
 
 def _names(column: Column) -> bool:
+    """Whether its numbers are names, of which each stands for itself."""
     numbers = column.numbers
-    return not numbers.is_floating_point() and numbers.dtype is not torch.uint8 and math.prod(numbers.shape[1:]) <= IDS
+    if numbers.is_floating_point() or numbers.dtype is torch.uint8 or math.prod(numbers.shape[1:]) > IDS:
+        return False
+    return len(torch.unique(numbers)) > NAMES
 
 
 def _named(place: str) -> bool:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from depthgauge.seeding import Purpose, generator
 
-EXAMPLES = 768  # that are looked at, at most: a kernel of them is 2 MB
-ORDERS = 999  # random ones, of which none or few may reach what the order of the batches does
+EXAMPLES = 512  # that are looked at, at most: a kernel of them is 1 MB
+ORDERS = 399  # random ones, of which none or few may reach what the order of the batches does
 FEW_ORDERS, BEYOND = 99, 8.0  # standard deviations above the mean of a few orders, where no more are needed
 LEVEL = 0.01  # of all kernels together, at which a dependence is called found
 NEIGHBOURS = 5
 NUMBERS = 512  # features of an example at most; more are projected at random
-TARGETS = 24  # numbers that targets are projected to
+TARGETS = 16  # numbers that targets are projected to
 CLASSES = 64  # more values of a whole number are hashed
 
 
@@ -35,8 +35,8 @@ def chance(inputs: Sequence[Tensor], targets: Tensor, examples: int = EXAMPLES, 
         orders: random ones.
 
     Returns:
-        Bonferroni's, over all kernels that were looked at; 0 where a few orders leave no doubt, and NaN where one of
-        both sides does not vary.
+        Bonferroni's, over all kernels that were looked at, by ranks, or a normal distribution where no order reaches as
+        much; 0 where a few orders leave no doubt, and NaN where one of both sides does not vary.
     """
     held = _columns(targets[:examples])
     least, tests = 1.0, 0
@@ -57,7 +57,9 @@ def _one(kernel: Tensor, held: Tensor, orders: int) -> float:
     if seen.item() > few.mean().item() + BEYOND * few.std().item() and few.std() > 0:
         return 0.0
     others = torch.cat([few, _statistic(kernel, held, _orders(len(held), orders - FEW_ORDERS, draws))])
-    return (1 + int((others >= seen).sum())) / (1 + orders)
+    reached = int((others >= seen).sum())
+    beyond = (seen.item() - others.mean().item()) / max(others.std().item(), 1e-30)
+    return (1 + reached) / (1 + orders) if reached else min(1 / (1 + orders), 0.5 * math.erfc(beyond / math.sqrt(2)))
 
 
 def _orders(count: int, orders: int, draws: torch.Generator) -> Tensor:
