@@ -169,14 +169,22 @@ def _scale(column: Column, passed: Passed) -> Iterator[Finding]:
             "the first layer's outputs are made of its inputs, not of its biases", ("batches",),
             Measure("root mean square at the first weights", reached.rms),
         )  # fmt: skip
-    elif std > 0 and abs(mean) >= OFFSET * std and reached is not None and reached.rms >= 0.5 * rms:
+    elif (within := _within_channels(column, std)) > 0 and abs(mean) >= OFFSET * within and reached is not None and reached.rms >= 0.5 * rms:
         yield Finding(
-            "washed_out" if abs(mean) >= WASHED * std else "offset_inputs", Status.LOOK,
-            f"{column.called} have mean {mean:.3g} and standard deviation {std:.3g}: their differences are small beside"
+            "washed_out" if abs(mean) >= WASHED * within else "offset_inputs", Status.LOOK,
+            f"{column.called} have mean {mean:.3g} and standard deviation {within:.3g}: their differences are small beside"
             " what they share",
-            f"subtract {mean:.3g} and divide by {std:.3g}", "the first layer learns their differences as fast as their"
-            " mean", ("batches",), Measure("mean over standard deviation", abs(mean) / std),
+            f"subtract {mean:.3g} and divide by {within:.3g}", "the first layer learns their differences as fast as their"
+            " mean", ("batches",), Measure("mean over standard deviation", abs(mean) / within),
         )  # fmt: skip
+
+
+def _within_channels(column: Column, std: float) -> float:
+    """The standard deviation of an image's numbers round the mean of their channel; of other numbers that of all."""
+    values = column.numbers
+    if values.dim() != 4 or values.shape[1] > CHANNELS or not values.is_floating_point():
+        return std
+    return values[: 4 * ENOUGH].transpose(0, 1).flatten(1).var(1, correction=0).mean().sqrt().item()
 
 
 def _tiny(column: Column, rms: float) -> bool:

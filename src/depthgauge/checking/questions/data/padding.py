@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data.batches import targeted
 from depthgauge.checking.questions.data.seeing import EQUAL, changed, loss_of
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
@@ -72,7 +73,10 @@ def findings(subject: Subject) -> Iterator[Finding]:
         subject.training.model.eval()
         scored = _scored(subject.training, batch, found[0])
         yield from () if scored is None else _told(found[0], scored)
-        yield from _seen(subject.training, batch, found)
+        parts, terms = dict(nested.tensors(batch)), subject.seen.graph.terms
+        inputs = [each for each in found if not targeted(each.place, parts, terms, batch)]
+        if inputs and any(targeted(place, parts, terms, batch) for place in parts):  # else tokens are targets, too
+            yield from _seen(subject.training, batch, inputs)
 
 
 def padded(place: str | None, tensor: Tensor) -> Padded | None:
