@@ -17,6 +17,7 @@ from depthgauge.checking.questions.data import (
     modes,
     order,
     padding,
+    pairing,
     passing,
     seeing,
     summing,
@@ -32,7 +33,7 @@ KINDS = {
     "refused": Kind("fault", "it is no training that can be run: the optimizer is over another model, or has no rate"),
     "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
-    **summing.KINDS, **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS,
+    **summing.KINDS, **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
 }  # fmt: skip
 
 
@@ -47,7 +48,8 @@ def ask(subject: Subject) -> Answer:
     found = [
         *losses.findings(seen, passed), *modes.findings(subject.training, passed),
         *inputs.findings(seen, read, passed), *labels.findings(read, terms),
-        *values.findings(read, subject.training.batches), *order.findings(subject, read), *padding.findings(subject),
+        *values.findings(read, subject.training), *order.findings(subject, read), *padding.findings(subject),
+        *pairing.findings(subject),
         *belonging.findings(subject, read),
         *summing.findings(subject), *fitting.findings(subject, fitted),
     ]  # fmt: skip

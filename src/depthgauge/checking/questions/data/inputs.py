@@ -169,7 +169,12 @@ def _scale(column: Column, passed: Passed) -> Iterator[Finding]:
             "the first layer's outputs are made of its inputs, not of its biases", ("batches",),
             Measure("root mean square at the first weights", reached.rms),
         )  # fmt: skip
-    elif (within := _within_channels(column, std)) > 0 and abs(mean) >= OFFSET * within and reached is not None and reached.rms >= 0.5 * rms:
+    elif (
+        (within := _within_channels(column, std)) > 0
+        and abs(mean) >= OFFSET * within
+        and reached is not None
+        and reached.rms >= 0.5 * rms
+    ):
         yield Finding(
             "washed_out" if abs(mean) >= WASHED * within else "offset_inputs", Status.LOOK,
             f"{column.called} have mean {mean:.3g} and standard deviation {within:.3g}: their differences are small beside"

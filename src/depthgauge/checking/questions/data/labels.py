@@ -20,6 +20,7 @@ ALIKE = 20  # labels, below which all of one class are chance: 0.5 ** 19 with tw
 FAVOUR = 3.0  # ratio of counts, and of weights, from which on weights and frequencies are held against each other
 RISING = 0.8  # correlation of their logarithms
 SEEN, ENOUGH = 2, 32  # labels of a class in the first batch, and targets of a binary one
+FEW = 5  # classes, from which on labels of two are no oversight of the last layer's
 CLASSES = 100  # more are a vocabulary, of which some words are never seen
 NEIGHBOURS = 512  # examples whose nearest neighbour is looked for
 NUMBERS = 4096  # of an example at most, for that
@@ -44,6 +45,9 @@ KINDS = {
     "first_class_missing": Kind(
         "fault",
         f"no label is 0, and every other class has {EACH} labels or more: classes are counted from 1",
+    ),
+    "two_of_many_classes": Kind(
+        "fault", f"labels are 0 or 1, each of {EACH} or more, and the model has scores for {FEW} classes or more"
     ),
     "classes_too_many": Kind(
         "opportunity", f"the last classes have no label, and every other one has {EACH} or more"
@@ -215,7 +219,14 @@ def _unseen(labels: Tensor, classes: int) -> Iterator[Finding]:
             "no score for a class that never comes", ("batches",), Measure("labels of class 0", 0),
         )  # fmt: skip
     top = int(labels.max())
-    if top < classes - 1 and bool((counts[: top + 1] > 0).all()):
+    if top == 1 and classes >= FEW and counts[0]:
+        yield Finding(
+            "two_of_many_classes", Status.LOOK,
+            f"the model has scores for {classes} classes, and all {len(labels)} labels are 0 or 1",
+            "look at how labels are made: were they compared, clamped or cast to bool?",
+            "the classes can be told apart", ("batches", "model"), Measure("classes with labels", 2),
+        )  # fmt: skip
+    elif top < classes - 1 and bool((counts[: top + 1] > 0).all()):
         yield Finding(
             "classes_too_many", Status.LOOK,
             f"the model has scores for {classes} classes, and the {len(labels)} labels are 0 to {top}",

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.batches import Batches, Column
+from depthgauge.checking.questions.data.padding import padded
 from depthgauge.checking.words import percent
+from depthgauge.workload import Training
 
 EXAMPLES = 512  # that are looked at
 ENOUGH = 64  # examples, below which equal ones are chance
@@ -19,6 +21,8 @@ SHOWN = 0.25  # of the examples of a part of one epoch, that are different
 NUMBERS = 8  # of an example, below which equal ones are no wonder
 MARKED, FAR = 0.005, 20.0  # share of values that are one number, and its distance in middle halves of the others
 ISOLATED = (0.1, 0.7)  # share of an image's bright places without a bright neighbour: of drawings below 0.01
+UNKNOWN, MANY = 0.9, 10  # share of one token, and tokens that an embedding knows
+EDGE, LEVELS = 0.03, 12  # of the range at both ends, where numbers that were wrapped lie, and how many there are
 RARE = 0.35  # of places, that are bright
 ZEROS, TWOS = (0.58, 0.78), (0.015, 0.09)  # of N(0, 1) without fractions 0.683 are 0 and 0.0455 are 2 or more
 LAG = 0.08  # of correlation, by which places so many channels apart must be more alike than neighbours
@@ -41,6 +45,10 @@ KINDS = {
         f"{percent(MARKED)} or more of a tensor's numbers are one and the same, {FAR:g} times the others' middle half away"
         " from them: a mark of missing values, such as -999",
     ),
+    "one_token": Kind(
+        "fault",
+        f"{percent(UNKNOWN)} or more of the tokens that are no padding are one, of {MANY} or more that an embedding knows",
+    ),
     "cut_to_whole": Kind(
         "fault",
         "numbers have lost their fractions: images of two values whose bright places stand alone (10 to 70 % have no"
@@ -55,10 +63,11 @@ KINDS = {
 }
 
 
-def findings(batches: Batches, loader: object) -> Iterator[Finding]:
+def findings(batches: Batches, training: Training) -> Iterator[Finding]:
     """Yield what is found about the numbers themselves."""
-    yield from _repeated(batches, loader)
+    yield from _repeated(batches, training.batches)
     for column in batches.inputs:
+        yield from _one_token(column, training)
         if not column.numbers.is_floating_point() or len(column.numbers) < ENOUGH:
             continue
         yield from _equal(column, batches)
@@ -67,6 +76,28 @@ def findings(batches: Batches, loader: object) -> Iterator[Finding]:
     for column in batches.columns:
         if column.numbers.is_floating_point() and len(column.numbers) >= ENOUGH:
             yield from _marks(column)
+
+
+def _one_token(column: Column, training: Training) -> Iterator[Finding]:
+    tokens = column.numbers
+    if tokens.is_floating_point() or tokens.dim() != 2 or tokens.shape[1] < NUMBERS or len(tokens) < ENOUGH:
+        return
+    known = max((each.num_embeddings for each in training.model.modules() if isinstance(each, nn.Embedding)), default=0)
+    found = padded(column.place, tokens)
+    held = tokens.reshape(-1) if found is None else tokens[~found.padding]
+    if not len(held) or held.min() < 0 or len(held.unique()) < 3 or not MANY <= known or held.max() >= known:
+        return
+    token = int(held.mode().values)
+    share = (held == token).float().mean().item()
+    if share >= UNKNOWN:
+        yield Finding(
+            "one_token", Status.LOOK,
+            f"{percent(share)} of the tokens of {column.called} are {token}, of {known} that the model knows: is it that"
+            " of unknown words?",
+            "look at what the tokenizer makes of a text: was it built on another, or in other cases?",
+            "the model sees the words", ("batches", *([column.place] if not column.place.isdecimal() else [])),
+            Measure("share of one token", share),
+        )  # fmt: skip
 
 
 def _repeated(batches: Batches, loader: object) -> Iterator[Finding]:
@@ -150,6 +181,13 @@ def _cut(column: Column) -> Iterator[Finding]:
 def _image_cut(column: Column) -> str:
     images = column.numbers[:EXAMPLES].float()
     values = torch.unique(images)
+    if 4 <= len(values) <= LEVELS:
+        low, high = values[0] + EDGE * (values[-1] - values[0]), values[-1] - EDGE * (values[-1] - values[0])
+        if (
+            min(int((values < low).sum()), int((values > high).sum())) >= 2
+            and not ((values >= low) & (values <= high)).any()
+        ):
+            return f"the images hold {len(values)} values, all of them at the ends of their range: were they cast to bytes?"
     if len(values) != 2 or min(images.shape[2:]) < SIDE or images.shape[1] > 4:
         return ""
     bright = images == values[1]
