@@ -35,10 +35,10 @@ ROLLS = (1, 3)  # examples by which targets are moved
 KINDS = {
     "independent_targets": Kind(
         "fault",
-        f"no dependence of targets on inputs in {LEAST} examples or more (kernels of values, counts, spectra and nearest"
-        f" neighbours, {dependence.ORDERS} random orders, level {dependence.LEVEL:g}), and after {STEPS} steps the model"
-        f" knows nothing of the targets of others (below {NOTHING:g} standard errors), although it knows those that it was"
-        f" trained on (by {LEARNT:g}) or the loss is the mean of a cross-entropy or of squares",
+        f"no dependence of targets on inputs in {LEAST} examples or more (kernels of values, counts, spectra and"
+        f" nearest neighbours, {dependence.ORDERS} random orders, level {dependence.LEVEL:g}), and after {STEPS}"
+        f" steps the model knows nothing of others' targets (below {NOTHING:g} standard errors), although it knows those"
+        f" that it was trained on (by {LEARNT:g}) or the loss is the mean of a cross-entropy or of squares",
     ),
 }
 

@@ -112,8 +112,7 @@ def _columns(targets: Tensor) -> Tensor:
     """(examples, numbers) of mean 0: one for each class, or each number."""
     flat = targets.reshape(len(targets), -1)
     if flat.is_floating_point() or flat.dtype is torch.bool:
-        numbers = _standardized(_projected(flat.float().nan_to_num(), TARGETS))
-        return numbers
+        return _standardized(_projected(flat.float().nan_to_num(), TARGETS))
     if flat.shape[1] == 1:
         codes = torch.unique(flat[:, 0], return_inverse=True)[1] % CLASSES
         columns = torch.nn.functional.one_hot(codes, int(codes.max()) + 1).float()

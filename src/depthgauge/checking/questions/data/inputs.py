@@ -58,8 +58,8 @@ KINDS = {
     ),
     "washed_out": Kind(
         "fault",
-        f"the mean of the inputs is {WASHED:g} times their standard deviation or more where they reach the first weights:"
-        " scaled by the numbers of other units",
+        f"the mean of the inputs is {WASHED:g} times their standard deviation (an image's channels') or more where they"
+        " reach the first weights: scaled by the numbers of other units",
     ),
     "uneven_channels": Kind(
         "fault", f"the standard deviations of an image's channels differ by {APART:g} or more: some were not scaled"
@@ -169,18 +169,18 @@ def _scale(column: Column, passed: Passed) -> Iterator[Finding]:
             "the first layer's outputs are made of its inputs, not of its biases", ("batches",),
             Measure("root mean square at the first weights", reached.rms),
         )  # fmt: skip
-    elif (
-        (within := _within_channels(column, std)) > 0
-        and abs(mean) >= OFFSET * within
-        and reached is not None
-        and reached.rms >= 0.5 * rms
-    ):
+    elif reached is not None and reached.rms >= 0.5 * rms:
+        yield from _offset(column, mean, _within_channels(column, std))
+
+
+def _offset(column: Column, mean: float, std: float) -> Iterator[Finding]:
+    if std > 0 and abs(mean) >= OFFSET * std:
         yield Finding(
-            "washed_out" if abs(mean) >= WASHED * within else "offset_inputs", Status.LOOK,
-            f"{column.called} have mean {mean:.3g} and standard deviation {within:.3g}: their differences are small beside"
+            "washed_out" if abs(mean) >= WASHED * std else "offset_inputs", Status.LOOK,
+            f"{column.called} have mean {mean:.3g} and standard deviation {std:.3g}: their differences are small beside"
             " what they share",
-            f"subtract {mean:.3g} and divide by {within:.3g}", "the first layer learns their differences as fast as their"
-            " mean", ("batches",), Measure("mean over standard deviation", abs(mean) / within),
+            f"subtract {mean:.3g} and divide by {std:.3g}", "the first layer learns their differences as fast as their"
+            " mean", ("batches",), Measure("mean over standard deviation", abs(mean) / std),
         )  # fmt: skip
 
 

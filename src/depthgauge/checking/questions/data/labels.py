@@ -159,10 +159,13 @@ def _weights(term: Term) -> Iterator[Finding]:
         return
     if term.form == "binary_logits":
         share = (term.targets.double() > 0.5).double().mean().item()
-        turned = share < 1 / FAVOUR and weight.max() <= 1 / FAVOUR or share > 1 - 1 / FAVOUR and weight.min() >= FAVOUR
+        rare = share < 1 / FAVOUR and bool(weight.max() <= 1 / FAVOUR)
+        turned = rare or (share > 1 - 1 / FAVOUR and bool(weight.min() >= FAVOUR))
         if turned and 0 < share < 1 and len(term.targets) >= ENOUGH:
-            yield _favours(f"pos_weight is {weight.mean().item():.3g} where {percent(share)} of the targets are positive",
-                           "use negatives over positives as pos_weight, not positives over negatives")  # fmt: skip
+            yield _favours(
+                f"pos_weight is {weight.mean().item():.3g} where {percent(share)} of the targets are positive",
+                "use negatives over positives as pos_weight, not positives over negatives",
+            )
     elif term.form == "classes":
         counts = torch.bincount(term.targets[term.counted].cpu(), minlength=len(weight))[: len(weight)].double()
         seen = counts >= SEEN
@@ -171,10 +174,10 @@ def _weights(term: Term) -> Iterator[Finding]:
         logs, gains = counts[seen].log(), weight.cpu().double()[seen].clamp_min(1e-12).log()
         if gains.max() - gains.min() < math.log(FAVOUR) or not _related(logs, gains):
             return
-        rare, often = (int(seen.nonzero()[place, 0]) for place in (int(logs.argmin()), int(logs.argmax())))
+        least, often = (int(seen.nonzero()[place, 0]) for place in (int(logs.argmin()), int(logs.argmax())))
         yield _favours(
             f"class {often}, with {int(counts[often])} labels in the first batch, has the weight"
-            f" {weight[often].item():.3g}, and class {rare}, with {int(counts[rare])}, {weight[rare].item():.3g}",
+            f" {weight[often].item():.3g}, and class {least}, with {int(counts[least])}, {weight[least].item():.3g}",
             "use one over a class's frequency as its weight, not the frequency",
         )
 
@@ -246,10 +249,10 @@ def _ignored(labels: Tensor, term: Term) -> Iterator[Finding]:
     if len(others) and counts[term.ignored] >= 0.5 * others.double().mean():
         yield Finding(
             "ignored_class", Status.LOOK,
-            f"class {term.ignored}, of {int(counts[term.ignored])} of {len(labels)} labels, is the ignore_index of the loss:"
-            " none of its examples counts",
-            "set ignore_index to a number that is no class, such as -100", "all classes are learnt", ("loss", "batches"),
-            Measure("share of ignored labels", int(counts[term.ignored]) / len(labels)),
+            f"class {term.ignored}, of {int(counts[term.ignored])} of {len(labels)} labels, is the ignore_index of the"
+            " loss: none of its examples counts",
+            "set ignore_index to a number that is no class, such as -100", "all classes are learnt",
+            ("loss", "batches"), Measure("share of ignored labels", int(counts[term.ignored]) / len(labels)),
         )  # fmt: skip
 
 

@@ -55,8 +55,8 @@ def findings(training: Training, passed: Passed) -> Iterator[Finding]:
 def _left(modules: dict[str, nn.Module], drops: list[str], norms: list[str]) -> Finding:
     return Finding(
         "eval_mode", Status.BROKEN,
-        f"the loss leaves the model in evaluation mode: from the second step on {_parts(drops, norms)} no longer work as"
-        " in training",
+        f"the loss leaves the model in evaluation mode: from the second step on {_parts(drops, norms)} no longer work"
+        " as in training",
         "call model.train() in the loss where it has called model.eval()",
         "dropout and batch normalization work as in the model's definition",
         ("model", "loss", *(each for each in (*drops, *norms) if each in modules)),

@@ -57,8 +57,8 @@ def _ordered(column: Column, sizes: Sequence[int]) -> Iterator[Finding]:
             "sorted", Status.BROKEN,
             f"the examples come sorted by their targets: their means {'rise' if steps[0] > 0 else 'fall'} over"
             f" {len(parts)} batches, and {percent(between)} of their variance lies between batches",
-            "shuffle the examples: DataLoader(..., shuffle=True)", "the steps no longer follow the targets from one end to"
-            " the other", ("batches",), Measure("share of the variance between batches", between),
+            "shuffle the examples: DataLoader(..., shuffle=True)", "the steps no longer follow the targets from one end"
+            " to the other", ("batches",), Measure("share of the variance between batches", between),
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Padding: which places of sequences hold none of their own, and whether the loss scores them or the model sees them."""
+"""Padding: which places of sequences are filled up, and whether the loss scores them or the model sees them."""
 
 from __future__ import annotations
 
@@ -183,8 +183,8 @@ def _seen(training: Training, batch: Any, found: Sequence[Padded]) -> Iterator[F
         nothing = "other tokens in the sequences themselves do not" if _same(own, loss) else "the mask changes nothing"
         yield Finding(
             "mask_turned", Status.BROKEN if _same(own, loss) else Status.LOOK,
-            f"other numbers where there is padding change the loss, and {nothing}: {', '.join(which)} is not used, or the"
-            " wrong way round",
+            f"other numbers where there is padding change the loss, and {nothing}: {', '.join(which)} is not used, or"
+            " the wrong way round",
             "hand the mask on to the attention or the average; torch's key_padding_mask is true where padding is",
             "the model sees the sequences, and not what fills them up", ("batches", "model", "loss"),
         )  # fmt: skip

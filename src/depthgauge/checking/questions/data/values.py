@@ -42,12 +42,13 @@ KINDS = {
     ),
     "missing_marks": Kind(
         "fault",
-        f"{percent(MARKED)} or more of a tensor's numbers are one and the same, {FAR:g} times the others' middle half away"
-        " from them: a mark of missing values, such as -999",
+        f"{percent(MARKED)} or more of a tensor's numbers are one and the same, {FAR:g} times the others' middle half"
+        " away from them: a mark of missing values, such as -999",
     ),
     "one_token": Kind(
         "fault",
-        f"{percent(UNKNOWN)} or more of the tokens that are no padding are one, of {MANY} or more that an embedding knows",
+        f"{percent(UNKNOWN)} or more of the tokens that are no padding are one, of {MANY} or more that an embedding"
+        " knows",
     ),
     "cut_to_whole": Kind(
         "fault",
@@ -85,15 +86,15 @@ def _one_token(column: Column, training: Training) -> Iterator[Finding]:
     known = max((each.num_embeddings for each in training.model.modules() if isinstance(each, nn.Embedding)), default=0)
     found = padded(column.place, tokens)
     held = tokens.reshape(-1) if found is None else tokens[~found.padding]
-    if not len(held) or held.min() < 0 or len(held.unique()) < 3 or not MANY <= known or held.max() >= known:
+    if not len(held) or held.min() < 0 or len(held.unique()) < 3 or known < MANY or held.max() >= known:
         return
     token = int(held.mode().values)
     share = (held == token).float().mean().item()
     if share >= UNKNOWN:
         yield Finding(
             "one_token", Status.LOOK,
-            f"{percent(share)} of the tokens of {column.called} are {token}, of {known} that the model knows: is it that"
-            " of unknown words?",
+            f"{percent(share)} of the tokens of {column.called} are {token}, of {known} that the model knows: is it"
+            " that of unknown words?",
             "look at what the tokenizer makes of a text: was it built on another, or in other cases?",
             "the model sees the words", ("batches", *([column.place] if not column.place.isdecimal() else [])),
             Measure("share of one token", share),
@@ -187,7 +188,7 @@ def _image_cut(column: Column) -> str:
             min(int((values < low).sum()), int((values > high).sum())) >= 2
             and not ((values >= low) & (values <= high)).any()
         ):
-            return f"the images hold {len(values)} values, all of them at the ends of their range: were they cast to bytes?"
+            return f"the images hold {len(values)} values, all at the ends of their range: were they cast to bytes?"
     if len(values) != 2 or min(images.shape[2:]) < SIDE or images.shape[1] > 4:
         return ""
     bright = images == values[1]
@@ -202,7 +203,8 @@ def _image_cut(column: Column) -> str:
         return ""
     return (
         f"the images hold two values, {values[0].item():.3g} and {values[1].item():.3g}, {percent(alone)} of the places"
-        f" of the rarer have no neighbour of it, and {len(images) - different} of {len(images)} images are equal to another"
+        f" of the rarer have no neighbour of it, and {len(images) - different} of {len(images)} images are equal to"
+        " another"
     )
 
 
@@ -234,8 +236,8 @@ def _axes(column: Column) -> Iterator[Finding]:
         yield Finding(
             "channels_not_moved", Status.LOOK,
             f"along the last axis of {column.called}, {' x '.join(map(str, values.shape[1:]))}, places {channels} apart"
-            f" are more alike (correlation {lags[channels - 1]:.2f}) than neighbours ({lags[0]:.2f}): channels came last,"
-            " and were not moved but reshaped",
+            f" are more alike (correlation {lags[channels - 1]:.2f}) than neighbours ({lags[0]:.2f}): channels came"
+            " last, and were not moved but reshaped",
             "use permute(0, 3, 1, 2) or movedim(-1, 1), not view or reshape", "neighbours are neighbours again",
             ("batches",), Measure("correlation of neighbours", lags[0]),
         )  # fmt: skip
