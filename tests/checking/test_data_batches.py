@@ -92,6 +92,15 @@ def test_a_loss_that_shuffles_one_of_both(apart: bool) -> None:
     assert ("held_against_others" in kinds(trained(perceptron(8, 4), cut(*table()), loss))) is apart
 
 
+def test_a_loss_over_what_all_examples_share_holds_each_against_its_own() -> None:
+    def dice(model: nn.Module, batch: Any) -> Tensor:
+        scores = model(batch[0]).sigmoid()
+        return 1 - 2 * (scores * batch[1]).sum() / (scores + batch[1]).sum()
+
+    x, y = table()
+    assert "held_against_others" not in kinds(trained(perceptron(8, 4), cut(x, functional.one_hot(y, 4).float()), dice))
+
+
 # -- order and modes ---------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +162,10 @@ class Next(nn.Module):
         return scores
 
 
+def following(model: nn.Module, batch: Any) -> Tensor:
+    return functional.cross_entropy(model(batch[0])[:, :-1].flatten(0, 1), batch[0][:, 1:].flatten())
+
+
 def sequences() -> tuple[Tensor, Tensor]:
     real = torch.arange(12) < torch.randint(3, 12, (128, 1))
     return torch.where(real, torch.randint(1, 20, (128, 12)), 0), real
@@ -202,6 +215,13 @@ def test_a_causal_model_that_is_to_copy(shifted: bool) -> None:
     assert ("unshifted_targets" in kinds(trained(Next(), cut(tokens), loss))) is not shifted
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_text_of_unknown_words(known: bool) -> None:
+    tokens = torch.randint(2, 20, (128, 12))
+    rows = tokens if known else torch.where(torch.rand(128, 12) < 0.95, 1, tokens)
+    assert ("one_token" in kinds(trained(Next(), cut(rows), following))) is not known
+
+
 # -- weights of classes ------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +243,13 @@ def test_a_class_that_is_ignored(ignored: int) -> None:
         return functional.cross_entropy(model(batch[0]), batch[1], ignore_index=ignored)
 
     assert ("ignored_class" in kinds(trained(perceptron(8, 4), cut(*table()), loss))) is (ignored == 0)
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_labels_that_were_cast_to_truth_values(cast: bool) -> None:
+    x, y = table(classes=6)
+    batches = cut(x, y.bool().long() if cast else y)
+    assert ("two_of_many_classes" in kinds(trained(perceptron(8, 6), batches))) is cast
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

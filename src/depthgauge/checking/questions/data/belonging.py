@@ -37,8 +37,8 @@ KINDS = {
         "fault",
         f"no dependence of targets on inputs in {LEAST} examples or more (kernels of values, counts, spectra and"
         f" nearest neighbours, {dependence.ORDERS} random orders, level {dependence.LEVEL:g}), and after {STEPS}"
-        f" steps the model knows nothing of others' targets (below {NOTHING:g} standard errors), although it knows those"
-        f" that it was trained on (by {LEARNT:g}) or the loss is the mean of a cross-entropy or of squares",
+        f" steps the model knows nothing of others' targets (below {NOTHING:g} standard errors), although it knows"
+        f" those that it was trained on (by {LEARNT:g}) or the loss is the mean of a cross-entropy or of squares",
     ),
 }
 

@@ -69,7 +69,7 @@ def _orders(count: int, orders: int, draws: torch.Generator) -> Tensor:
 def _statistic(kernel: Tensor, held: Tensor, orders: Tensor) -> Tensor:
     """(orders,): sum over pairs of the kernel times the targets' products."""
     values = []
-    for part in orders.split(100):
+    for part in torch.split(orders, 100):
         moved = held[part].permute(1, 0, 2).reshape(len(held), -1)  # (examples, orders * numbers)
         values.append((moved * (kernel @ moved)).sum(0).view(len(part), -1).sum(1))
     return torch.cat(values)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data import dependence
 from depthgauge.checking.questions.data.batches import Batches, Column
 from depthgauge.checking.terms import Term
 from depthgauge.checking.words import percent
@@ -39,8 +40,8 @@ KINDS = {
     ),
     "ignored_class": Kind(
         "fault",
-        "the class that does not count is one of the model's, of one label an example, and as frequent as half of the"
-        " others' mean",
+        "the class that does not count is one of the model's, of one label an example, as frequent as half of the"
+        " others' mean, and its inputs are others than theirs",
     ),
     "first_class_missing": Kind(
         "fault",
@@ -92,7 +93,7 @@ def findings(batches: Batches, terms: tuple[Term, ...]) -> Iterator[Finding]:
         if column.sure and term is not None and term.ignored < 0:  # a class that does not count is not missed
             yield from _unseen(labels[labels != term.ignored], term.classes)
         if column.sure and term is not None and len(labels) == len(column.numbers):
-            yield from _ignored(labels, term)
+            yield from _ignored(labels, term, batches)
         if len(labels) == len(column.numbers):
             yield from _belonging(labels, batches)
 
@@ -239,14 +240,19 @@ def _unseen(labels: Tensor, classes: int) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _ignored(labels: Tensor, term: Term) -> Iterator[Finding]:
-    """A class that is left out because its number is the one that does not count."""
+def _ignored(labels: Tensor, term: Term, batches: Batches) -> Iterator[Finding]:
+    """A class that is left out because its number is the one that does not count; padding has no inputs of its own."""
     if not 0 <= term.ignored < term.classes <= CLASSES or len(labels) < ALIKE:
         return
     counts = torch.bincount(labels.clamp(min=0), minlength=term.classes)
     others = torch.cat([counts[: term.ignored], counts[term.ignored + 1 :]])
     others = others[others > 0]
-    if len(others) and counts[term.ignored] >= 0.5 * others.double().mean():
+    if not len(others) or counts[term.ignored] < 0.5 * others.double().mean():
+        return
+    left_out = labels == term.ignored
+    rows = [each.numbers for each in batches.inputs if len(each.numbers) == len(labels)]
+    varied = any(bool((each[left_out] != each[left_out][:1]).any()) for each in rows)
+    if varied and dependence.chance(rows, left_out.float()) == 0:
         yield Finding(
             "ignored_class", Status.LOOK,
             f"class {term.ignored}, of {int(counts[term.ignored])} of {len(labels)} labels, is the ignore_index of the"
