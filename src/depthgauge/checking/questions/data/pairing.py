@@ -55,8 +55,8 @@ def findings(subject: Subject) -> Iterator[Finding]:
     if own is not None and own <= OWN:
         yield Finding(
             "held_against_others", Status.BROKEN,
-            "the outputs that are held against an example's target are those of other examples: outputs and targets are in"
-            " different orders",
+            "the outputs that are held against an example's target are those of other examples: outputs and targets are"
+            " in different orders",
             "put inputs and targets into the same order: shuffle, sort and reshape both alike",
             "each output is held against its own target", ("loss", "batches", "model"),
             Measure("move of the gradient of an example's own outputs, of the largest", own),
