@@ -22,6 +22,7 @@ LEAST_PLACES = 4  # of a sequence
 ROWS = 0.3  # of sequences, that end in padding, of three lengths or more: what ends all of them is no padding
 ELSEWHERE = 0.01  # of the other places, that may hold the number which pads
 SCORED = 0.2  # of the scored places, that are padding within padding
+BEFORE = 5  # tokens that padding follows, and a quarter of all
 HARDLY = 0.02  # of the places of sequences themselves, that are scored where padding alone is
 
 KINDS = {
@@ -94,9 +95,21 @@ def padded(place: str | None, tensor: Tensor) -> Padded | None:
         run = is_filler.flip(1).long().cumprod(1).flip(1).bool()
         lengths = run.sum(1)
         others = (is_filler & ~run).sum().item() / max(1, int((~run).sum()))
-        if (lengths > 0).float().mean() >= ROWS and len(lengths.unique()) >= 3 and others <= ELSEWHERE:
+        found = (lengths > 0).float().mean() >= ROWS and len(lengths.unique()) >= 3 and others <= ELSEWHERE
+        if found and (rows.dim() == 3 or _fills(turned, run)):
             return Padded(place, run if turned is rows else run.flip(1))
     return None
+
+
+def _fills(tokens: Tensor, run: Tensor) -> bool:
+    """Whether a token at the end is one that fills up: the least or largest, after any other or always the same.
+
+    A token that follows few others and then stays is one of the language.
+    """
+    filler = tokens[run][0]
+    before = tokens[:, :-1][run[:, 1:] & ~run[:, :-1]].unique()
+    ends = bool(filler == tokens.min()) or bool(filler == tokens.max())
+    return ends and (len(before) == 1 or len(before) >= max(BEFORE, len(tokens.unique()) / 4))
 
 
 def _flags(tensor: Tensor) -> bool:

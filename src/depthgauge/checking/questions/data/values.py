@@ -108,7 +108,8 @@ def _repeated(batches: Batches, loader: object) -> Iterator[Finding]:
         length = len(known)  # type: ignore[arg-type]  # what has no length raises
     except Exception:  # noqa: BLE001 - a stranger's data set
         return
-    enough = sum(math.prod(each.numbers.shape[1:]) for each in columns) >= NUMBERS
+    measured = [each for each in columns if each.continuous]  # sequences of few tokens are equal by chance
+    enough = sum(math.prod(each.numbers.shape[1:]) for each in measured) >= NUMBERS
     if not enough or batches.count < 3 or not ENOUGH <= count <= length:
         return
     if getattr(getattr(loader, "sampler", None), "weights", None) is not None:
