@@ -42,7 +42,7 @@ def findings(subject: Subject, read: Batches) -> Iterator[Finding]:
 def _ordered(column: Column, sizes: Sequence[int]) -> Iterator[Finding]:
     if sum(sizes) != len(column.numbers) or len(sizes) < BATCHES or min(sizes) < loader.FEWEST_EXAMPLES:
         return
-    parts = [part.reshape(-1) for part in column.numbers.split(list(sizes))]
+    parts = [part.reshape(-1) for part in torch.split(column.numbers, list(sizes))]
     if not column.numbers.is_floating_point():
         if column.flat.shape[1] == 1 and (found := loader.sorted_by(parts)) is not None:
             yield found

@@ -95,7 +95,7 @@ def padded(place: str | None, tensor: Tensor) -> Padded | None:
         run = is_filler.flip(1).long().cumprod(1).flip(1).bool()
         lengths = run.sum(1)
         others = (is_filler & ~run).sum().item() / max(1, int((~run).sum()))
-        found = (lengths > 0).float().mean() >= ROWS and len(lengths.unique()) >= 3 and others <= ELSEWHERE
+        found = (lengths > 0).float().mean() >= ROWS and len(torch.unique(lengths)) >= 3 and others <= ELSEWHERE
         if found and (rows.dim() == 3 or _fills(turned, run)):
             return Padded(place, run if turned is rows else run.flip(1))
     return None
@@ -107,9 +107,9 @@ def _fills(tokens: Tensor, run: Tensor) -> bool:
     A token that follows few others and then stays is one of the language.
     """
     filler = tokens[run][0]
-    before = tokens[:, :-1][run[:, 1:] & ~run[:, :-1]].unique()
+    before = torch.unique(tokens[:, :-1][run[:, 1:] & ~run[:, :-1]])
     ends = bool(filler == tokens.min()) or bool(filler == tokens.max())
-    return ends and (len(before) == 1 or len(before) >= max(BEFORE, len(tokens.unique()) / 4))
+    return ends and (len(before) == 1 or len(before) >= max(BEFORE, len(torch.unique(tokens)) / 4))
 
 
 def _flags(tensor: Tensor) -> bool:

@@ -150,7 +150,7 @@ def _unshifted(subject: Subject) -> Iterator[Finding]:
     last = changed(batch, set(tokens), lambda each: torch.cat([each[:, :-1], each[:, -1:].roll(1, 0)], 1))
     other = _outputs(subject.training, last)
     count, places = next(iter(tokens.values())).shape
-    if base is None or other is None or base[0].shape[:2] != (count, places) or len(term.targets.unique()) < 3:
+    if base is None or other is None or base[0].shape[:2] != (count, places) or len(torch.unique(term.targets)) < 3:
         return
     moved = _moved(base[0], other[0]).reshape(count, places, -1).any(2)
     if moved[:, -1].any() and not moved[:, :-1].any():

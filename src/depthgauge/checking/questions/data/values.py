@@ -86,7 +86,7 @@ def _one_token(column: Column, training: Training) -> Iterator[Finding]:
     known = max((each.num_embeddings for each in training.model.modules() if isinstance(each, nn.Embedding)), default=0)
     found = padded(column.place, tokens)
     held = tokens.reshape(-1) if found is None else tokens[~found.padding]
-    if not len(held) or held.min() < 0 or len(held.unique()) < 3 or known < MANY or held.max() >= known:
+    if not len(held) or held.min() < 0 or len(torch.unique(held)) < 3 or known < MANY or held.max() >= known:
         return
     token = int(held.mode().values)
     share = (held == token).float().mean().item()
