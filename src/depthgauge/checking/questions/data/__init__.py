@@ -10,6 +10,7 @@ from depthgauge.checking.question import Question
 from depthgauge.checking.questions.data import (
     addends,
     batches,
+    belonging,
     called,
     fitting,
     inputs,
@@ -17,11 +18,15 @@ from depthgauge.checking.questions.data import (
     losses,
     modes,
     of_outputs,
+    order,
+    padding,
+    pairing,
     parts,
     passing,
     pulling,
     seeing,
     summing,
+    values,
 )
 from depthgauge.checking.questions.data.figure import draw
 from depthgauge.checking.subject import Subject
@@ -34,6 +39,7 @@ KINDS = {
     "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
     **summing.KINDS, **parts.KINDS, **called.KINDS, **of_outputs.KINDS, **addends.KINDS, **pulling.KINDS,
+    **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
 }  # fmt: skip
 
 
@@ -49,9 +55,10 @@ def ask(subject: Subject) -> Answer:
         *losses.findings(seen, passed), *modes.findings(subject.training, passed),
         *inputs.findings(seen, read, passed), *labels.findings(read, terms),
         *(parts.findings(subject.training, passed, seen.batch) if timely else ()),
+        *values.findings(read, subject.training), *order.findings(subject, read), *padding.findings(subject),
+        *pairing.findings(subject), *belonging.findings(subject, read),
         *summing.findings(subject), *called.findings(subject), *of_outputs.findings(subject),
-        *addends.findings(subject), *pulling.findings(subject),
-        *fitting.findings(subject, fitted),
+        *addends.findings(subject), *pulling.findings(subject), *fitting.findings(subject, fitted),
     ]  # fmt: skip
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
