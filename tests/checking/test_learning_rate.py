@@ -347,3 +347,11 @@ def test_a_ladder_that_was_cut_short_accuses_no_rate() -> None:
     down = ladder.climb(user, rates, user.first(8), 6, lambda _: next(going))
     factors = [rung.factor for rung in down.rungs]
     assert factors == pytest.approx([0.01, 0.1, 1.0]), "a rate that raises the loss is lowered first"
+
+
+@pytest.mark.parametrize(("decay", "told"), [(0.5, True), (1e-2, False)])
+def test_a_penalty_that_holds_the_loss_up_is_tried(decay: float, told: bool) -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=decay)
+    found = check(Training(model, digits_like(), None, optimizer), only=["learning_rate"]).answers["learning_rate"]
+    assert ("decay_dominates" in {each.kind for each in found.findings}) is told

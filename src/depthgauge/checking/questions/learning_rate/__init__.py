@@ -19,7 +19,7 @@ from depthgauge.checking.answers import Answer, Finding, Measure, Status, undeci
 from depthgauge.checking.beginning import Begun
 from depthgauge.checking.parameters import held_by
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.learning_rate import branches, groups, kinds, ladder, schedules, stepping
+from depthgauge.checking.questions.learning_rate import branches, decaying, groups, kinds, ladder, schedules, stepping
 from depthgauge.checking.questions.learning_rate.branches import Branches
 from depthgauge.checking.questions.learning_rate.figure import draw
 from depthgauge.checking.questions.learning_rate.judging import (
@@ -96,6 +96,9 @@ def ask(subject: Subject) -> Answer:
     rungs = ladder.climb(training, rates, batches, steps, lambda took: clock.left > steps * max(second, took))
     if schedules.unsteered(training.optimizer, rates, walked.rates):
         settings += tuple(schedules.low(training, rates, batches, rungs, walked.steps))
+    told = any(each.kind == "decay_dominates" for each in settings)
+    if not told and decaying.asked(training, rates) and subject.clock.left > 3 * decaying.STEPS * second:
+        settings += tuple(decaying.findings(training, rates, batches, rungs))
     return _climbed(subject, settings, rates, rungs, begun)
 
 

@@ -123,7 +123,8 @@ KINDS = {
     "decay_dominates": Kind(
         "fault",
         f"rate times weight decay is {STRONG_DECAY} or more, so that weights keep the updates of 50 steps at most; or"
-        f" the decay's part of the gradient is {DROWNED:.0f} times that of the loss, where both are equal at rest",
+        f" the decay's part of the gradient is {DROWNED:.0f} times that of the loss, where both are equal at rest;"
+        f" or, tried where it may matter, the loss falls less than {percent(LARGE_SHARE)} as far with it as without",
     ),
     "momentum": Kind(
         "fault",
