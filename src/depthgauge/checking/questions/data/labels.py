@@ -89,7 +89,10 @@ def findings(batches: Batches, terms: tuple[Term, ...]) -> Iterator[Finding]:
         ignored = {term.ignored for term in terms if term.form == "classes"}
         counted = labels[labels != next(iter(ignored))] if column.sure and len(ignored) == 1 else labels
         yield from _alike(counted, batches, column)
-        term = next((term for term in terms if term.form == "classes"), None)
+        of_classes = {term.classes: term for term in terms if term.form == "classes"}
+        term = (
+            next(iter(of_classes.values())) if len(of_classes) == 1 else None
+        )  # of two it is not known whose these are
         if column.sure and term is not None and term.ignored < 0:  # a class that does not count is not missed
             yield from _unseen(labels[labels != term.ignored], term.classes)
         if column.sure and term is not None and len(labels) == len(column.numbers):

@@ -153,23 +153,34 @@ def _weights(outputs: Outputs, pairs: Sequence[Held]) -> list[Tensor]:
 def _idle(
     outputs: Outputs, pairs: Sequence[Held], drawn: Sequence[tuple[Tensor, ...]], given: Sequence[tuple[Tensor, ...]]
 ) -> Iterator[Finding]:
-    for place in dict.fromkeys(pair.place for pair in pairs):
-        other = held.rolled(outputs.batch, place)
-        moved = [outputs.gradient(each, other)[1] for each in drawn]
-        if len(drawn) > 1 and all(_equal(*each) for each in zip(given, moved, strict=True)):
-            yield Finding(
-                "targets_idle", Status.BROKEN,
-                "the targets move the loss and not its gradient: steps are the same whatever the targets are",
-                "look for a branch that is missing, or an output that is detached, where outputs meet their targets",
-                "steps depend on the targets", ("loss",),
-            )  # fmt: skip
-            return
+    if len(drawn) < 2:
+        return
+    places = dict.fromkeys(pair.place for pair in pairs)
+    idle = {place: _same_steps(outputs, place, drawn, given) for place in places}
+    # An output may have the shape of more than its targets: a critic's that of returns and of advantages.
+    if any(all(idle[pair.place] for pair in pairs if pair.leaf == leaf) for leaf in {pair.leaf for pair in pairs}):
+        yield Finding(
+            "targets_idle", Status.BROKEN,
+            "the targets move the loss and not its gradient: steps are the same whatever the targets are",
+            "look for a branch that is missing, or an output that is detached, where outputs meet their targets",
+            "steps depend on the targets", ("loss",),
+        )  # fmt: skip
+
+
+def _same_steps(
+    outputs: Outputs, place: str | None, drawn: Sequence[tuple[Tensor, ...]], given: Sequence[tuple[Tensor, ...]]
+) -> bool:
+    """Tell whether what lies there in the batch can be another example's, and every output's gradient stays."""
+    other = held.rolled(outputs.batch, place)
+    moved = [outputs.gradient(each, other)[1] for each in drawn]
+    return all(_equal(*each) for each in zip(given, moved, strict=True))
 
 
 def _equal(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
-    apart = sum((a - b).square().sum() for a, b in zip(one, other, strict=True))
-    size = sum(a.square().sum() for a in one)
-    return bool(size > 0) and bool(apart <= SAME**2 * size)
+    """Tell whether every output's gradient is the same: a large one would hide what a small one does."""
+    sizes = [a.square().sum() for a in one]
+    apart = [(a - b).square().sum() for a, b in zip(one, other, strict=True)]
+    return any(size > 0 for size in sizes) and all(d <= SAME**2 * size for d, size in zip(apart, sizes, strict=True))
 
 
 def _shifted(

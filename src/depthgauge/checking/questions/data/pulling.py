@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data import held
 from depthgauge.checking.questions.data.outputs import Outputs, caught
@@ -94,6 +95,9 @@ def _add(outputs: Outputs, pairs: Pairs) -> bool:
     if len(calls) != len(outputs.calls) or not 1 <= len(calls) <= 4 or any(each.dim() != 2 for each in free):
         return False
     given = [call.given[0] for call in calls if call.given]
+    made = {each.data_ptr() for call in calls for _, each in nested.tensors(call.output)}
+    if any(each.data_ptr() in made for each in given):  # one call's outputs are the next one's inputs
+        return False
     widths = {each[0].numel() for each in given if each.dim() > 1 and len(each)}
     rows = sum(map(len, free))
     alike = len({each.shape[1] for each in free}) == 1 and [len(each) for each in given] == [len(each) for each in free]

@@ -101,7 +101,9 @@ def _decay(
 ) -> Iterator[Finding]:
     """Decay a step: rate times weight decay, decoupled from the gradient or part of it. Nobody asked for a default."""
     decay = float(group.get("weight_decay") or 0.0)
-    step = rate * decay
+    kept = float(group.get("momentum") or 0.0) if "betas" not in group else 0.0
+    # A decay that is part of the gradient enters the momentum, too: it adds up to 1 / (1 - m) times as much a step.
+    step = rate * decay / (1 - kept) if 0 <= kept < 1 else rate * decay
     trained = [each for each in group["params"] if each.requires_grad and each.is_floating_point()]
     if not step or not trained:
         return
@@ -121,13 +123,14 @@ def _decay(
             "weights decay as they were meant to", where, measure,
         )  # fmt: skip
     elif step >= kinds.STRONG_DECAY and (decoupled or not adaptive):
-        turned = step >= kinds.FLIPPED_DECAY
+        turned = rate * decay >= kinds.FLIPPED_DECAY
         gone = "nothing that was learnt stays" if turned else f"what was learnt is gone after {3 / step:.0f} steps"
         yield Finding(
             "decay_dominates", Status.BROKEN if turned else Status.LOOK,
             f"weight decay {decay:g} of {which} at the rate {rate:.3g} takes {percent(min(step, 1))} of every weight in"
             f" every step: {gone}",
-            f"set weight_decay to {_rounded(1e-4 / rate)} or less", "weights keep what they learn", where, measure,
+            f"set weight_decay to {_rounded(1e-4 * decay / step)} or less", "weights keep what they learn", where,
+            measure,
         )  # fmt: skip
 
 

@@ -111,6 +111,8 @@ def _copies(wiring: Wiring) -> Iterator[Finding]:
                 continue  # blocks that were made by a copy, as torch's transformers are
             if first.data_ptr() == second.data_ptr():
                 continue  # one memory under two names: they stay tied
+            if first.shape != second.shape and not any(isinstance(each, nn.Embedding) for each in (holder, beside)):
+                continue  # a decoder that begins as its encoder's transpose, and is to part from it
             turned = second if first.shape == second.shape else second.T
             if not _same(first, turned):
                 continue
