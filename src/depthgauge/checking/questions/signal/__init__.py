@@ -77,7 +77,7 @@ def ask(subject: Subject) -> Answer:
 def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     now = _passes(subject, others)
     later = _later(subject, others)
-    wiring = Wiring(subject.training, now, later.passed, others)
+    wiring = Wiring(subject.training, now, later.passed, others, subject.seen.batch)
     found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
     found += [*frozen.findings(wiring), *later.equal, *_averages(subject)]
     watched, turned = _watched(subject, others)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.signal.passing import Passed
 from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part
+from depthgauge.checking.steps import losses
 from depthgauge.checking.words import listed, plural
+from depthgauge.seeding import Purpose, generator
 
 
 def findings(wiring: Wiring) -> Iterator[Finding]:
@@ -101,14 +104,32 @@ def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
         advice = f"make the layer without it (bias=False), or add `{part}`"
         return Finding("unused_bias", Status.LOOK, text, advice, where=(part,), measure=measure)
     verb = "gets" if size == 1 or part not in modules else "get"
-    if _of_a_package(holder):
+    moves = _of_a_package(holder) and _moves_the_loss(wiring, names)
+    if _of_a_package(holder) and not moves:
         text = f"{what} {verb} no gradient: this loss does not use what {type(holder).__name__} has there"
         advice = f"set requires_grad_(False) on `{part}`, or leave it out of the optimizer"
         return Finding("unused_by_package", Status.LOOK, text, advice, where=(part,), measure=measure)
     why, advice = _why(passed, part, names, called=called, module=part in modules)
+    if moves:
+        why = "the loss depends on it, but the backward pass does not reach it"
+        advice = "look for a checkpoint whose inputs want no gradient (use_reentrant=False), no_grad, or a frozen input"
     text = f"{what} {verb} no gradient in {looked}: {why}"
     expected = f"{plural(size, 'parameter')} begin to train"
     return Finding("no_gradient", Status.BROKEN, text, advice, expected, (part, *names)[:MOST_WHERE], measure)
+
+
+def _moves_the_loss(wiring: Wiring, names: list[str]) -> bool:
+    """Tell whether the loss changes with these parameters, and not by itself."""
+    training = wiring.training
+    with training.untouched(), torch.no_grad():
+        before = losses(training, [wiring.batch])
+        if losses(training, [wiring.batch]) != before:
+            return False
+        draws = generator(0, Purpose.DIRECTIONS)
+        for each in map(wiring.parameters.__getitem__, names):
+            size = float(each.double().square().mean().sqrt()) or 0.1
+            each.add_(size * torch.randn(each.shape, generator=draws).to(each))
+        return losses(training, [wiring.batch]) != before
 
 
 def _why(passed: Passed, part: str, names: list[str], *, called: bool, module: bool) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,12 +26,14 @@ class Wiring:
         passed: the passes at the weights as they are, and where all-zero parameters were opened.
         later: the pass after the first steps; None where none was made.
         others: unregistered tensors that train, by name.
+        batch: one of its own.
     """
 
     training: Training
     passed: Passed
     later: Passed | None
     others: dict[str, Tensor]
+    batch: Any
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
