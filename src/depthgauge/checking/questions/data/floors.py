@@ -10,8 +10,8 @@ from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.held import Held
-from depthgauge.checking.questions.data.outputs import Outputs
-from depthgauge.restoring import random_states_kept
+from depthgauge.checking.questions.data.outputs import Outputs, normal_like
+from depthgauge.seeding import Purpose, generator
 
 HEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0)  # of the label's score above the others
 RISE = 3.0  # height of another's score, against which the gain is held
@@ -120,9 +120,8 @@ def _flat(outputs: Outputs) -> Iterator[Finding]:
     """A loss of normalized outputs that hardly depends on them."""
     if any(each.dim() != 2 or each.shape[1] < 4 or len(each) < 8 for each in outputs.free):
         return
-    with random_states_kept():
-        torch.manual_seed(3)
-        values = [torch.randn_like(each) for each in outputs.free]
+    draws = generator(0, Purpose.OPERANDS)
+    values = [normal_like(each, draws) for each in outputs.free]
     losses = [outputs.loss([scale * each for each in values]) for scale in (1.0, 10.0, 100.0)]
     if not losses[0] > 0 or not all(abs(each - losses[0]) < 1e-3 * losses[0] for each in losses):
         return

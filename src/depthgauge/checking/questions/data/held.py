@@ -1,4 +1,4 @@
-"""Which tensors of a batch the outputs are held against, and which way each example's output is pushed."""
+"""The tensors of a batch that outputs are held against, and the way each example's output is pushed."""
 
 from __future__ import annotations
 

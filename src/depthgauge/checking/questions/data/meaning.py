@@ -1,4 +1,4 @@
-"""Which way does the loss push the outputs: to their targets, away from them, or without bound?"""
+"""The way in which the loss pushes the outputs: to their targets, away from them, or without bound."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data import held
 from depthgauge.checking.questions.data.held import Held
-from depthgauge.checking.questions.data.outputs import Outputs, caught
+from depthgauge.checking.questions.data.outputs import Outputs, caught, normal_like
 from depthgauge.checking.subject import Subject
-from depthgauge.restoring import random_states_kept
+from depthgauge.seeding import Purpose, generator
 
 AWAY = 0.95  # of the cases
 TOWARD = 0.25  # of them: as many that go to their targets, and these are what outputs are held against
@@ -57,17 +57,16 @@ def findings(subject: Subject, outputs: Outputs, pairs: Sequence[Held]) -> Itera
 
 def _draws(outputs: Outputs, pairs: Sequence[Held]) -> list[tuple[Tensor, ...]]:
     """Outputs as they are, those of other examples, and drawn ones, that have a finite loss."""
-    with random_states_kept():
-        torch.manual_seed(0)
-        others = tuple(each[torch.randperm(len(each))] if each.dim() else each for each in outputs.free)
-        places = {pair.leaf: pair for pair in pairs if pair.classes is None and not held.binary(pair.targets)}
-        normal = tuple(_normal(each, places.get(place)) for place, each in enumerate(outputs.free))
+    draws = generator(0, Purpose.OPERANDS)
+    others = tuple(each[torch.randperm(len(each), generator=draws)] if each.dim() else each for each in outputs.free)
+    places = {pair.leaf: pair for pair in pairs if pair.classes is None and not held.binary(pair.targets)}
+    normal = tuple(_normal(each, places.get(place), draws) for place, each in enumerate(outputs.free))
     return [each for each in (outputs.free, others, normal) if math.isfinite(outputs.loss(each))]
 
 
-def _normal(output: Tensor, pair: Held | None) -> Tensor:
+def _normal(output: Tensor, pair: Held | None, draws: torch.Generator) -> Tensor:
     """N(0, 1) of the outputs' size, or of their targets' mean and spread."""
-    drawn = torch.randn_like(output)
+    drawn = normal_like(output, draws)
     if pair is not None and len(pair.targets) > 1:
         return pair.targets.mean() + pair.targets.std() * drawn
     return drawn * output.square().mean().sqrt().clamp(min=1e-3)
@@ -210,9 +209,7 @@ def _growing(outputs: Outputs) -> Iterator[Finding]:
     for place, output in enumerate(outputs.free):
         if output.dim() < 2 or len(output) < 8:
             continue
-        with random_states_kept():
-            torch.manual_seed(1)
-            way = torch.randn_like(output)
+        way = normal_like(output, generator(1, Purpose.OPERANDS))
         values = list(outputs.free)
         losses: list[float] = []
         for scale in SCALES:

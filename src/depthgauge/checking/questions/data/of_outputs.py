@@ -1,4 +1,4 @@
-"""What a loss makes of the model's outputs: they are caught once, and all that is asked of them is asked here."""
+"""The questions about what a loss makes of the model's outputs, which are caught once."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Call:
 
 @dataclass(eq=False)
 class Outputs:
-    """What a loss gets of the model, for one batch.
+    """The outputs that a loss gets of the model, for one batch.
 
     Attributes:
         training: the user's.
@@ -182,3 +182,8 @@ def _called(training: Training, batch: Any, *, transparent: bool) -> tuple[tuple
                 hooks.callback(handle.remove)
         loss = training.value(batch).detach()
     return tuple(calls), loss
+
+
+def normal_like(tensor: Tensor, draws: torch.Generator) -> Tensor:
+    """N(0, 1) of its shape, format and device."""
+    return torch.randn(tensor.shape, generator=draws).to(tensor)

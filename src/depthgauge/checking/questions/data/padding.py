@@ -16,6 +16,7 @@ from depthgauge.checking.questions.data.batches import targeted
 from depthgauge.checking.questions.data.seeing import EQUAL, changed, loss_of
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
+from depthgauge.seeding import Purpose, generator
 from depthgauge.workload import Training
 
 LEAST_PLACES = 4  # of a sequence
@@ -221,7 +222,7 @@ def _exchanged(batch: Any, where: dict[str | None, Tensor]) -> Any:
             return tensor
         kept, there = tensor.detach().clone(), places.to(tensor.device)
         pool = tensor.reshape(-1, *tensor.shape[2:])
-        drawn = torch.randint(len(pool), (int(there.sum()),), generator=torch.Generator().manual_seed(0))
+        drawn = torch.randint(len(pool), (int(there.sum()),), generator=generator(0, Purpose.OPERANDS))
         kept[there] = pool[drawn.to(tensor.device)]
         return kept
 

@@ -1,4 +1,4 @@
-"""Which examples does a loss over embeddings draw together: those that are alike, or others?
+"""The examples that a loss over embeddings draws together: those that are alike, or others.
 
 Outputs are drawn at random, many times; the force on one that points to another, on average, tells the pairs that are
 drawn together and pushed apart. Their inputs say whether these are alike.
@@ -16,9 +16,9 @@ from torch import Tensor
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data import held
-from depthgauge.checking.questions.data.outputs import Outputs, caught
+from depthgauge.checking.questions.data.outputs import Outputs, caught, normal_like
 from depthgauge.checking.subject import Subject
-from depthgauge.restoring import random_states_kept
+from depthgauge.seeding import Purpose, generator
 
 DRAWS = 24  # of outputs: the mean over them leaves a tenth of a force's size of noise at 4 numbers an output
 SIGNS = 5.0  # standard deviations of all pairs' forces, beyond which one is drawn together or pushed apart
@@ -138,15 +138,14 @@ def _placed(apart: Tensor, counts: Sequence[int], pairs: Pairs) -> None:
 def _forces(outputs: Outputs) -> Tensor | None:
     """(rows, rows) how far the loss's force on one output points to another, over draws; None where it has none."""
     total: Tensor | None = None
-    with random_states_kept():
-        torch.manual_seed(2)
-        for _ in range(DRAWS):
-            values = [torch.randn_like(each) * each.square().mean().sqrt().clamp(min=0.1) for each in outputs.free]
-            loss, given = outputs.gradient(values)
-            force, place = -torch.cat(given), torch.cat(values)
-            if not math.isfinite(loss) or not bool(force.isfinite().all()):
-                return None
-            force = force / force.norm(dim=1, keepdim=True).clamp(min=1e-30)
-            towards = force @ (place / place.norm(dim=1, keepdim=True)).T
-            total = towards + towards.T if total is None else total + towards + towards.T
+    draws = generator(0, Purpose.OPERANDS)
+    for _ in range(DRAWS):
+        values = [normal_like(each, draws) * each.square().mean().sqrt().clamp(min=0.1) for each in outputs.free]
+        loss, given = outputs.gradient(values)
+        force, place = -torch.cat(given), torch.cat(values)
+        if not math.isfinite(loss) or not bool(force.isfinite().all()):
+            return None
+        force = force / force.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        towards = force @ (place / place.norm(dim=1, keepdim=True)).T
+        total = towards + towards.T if total is None else total + towards + towards.T
     return total

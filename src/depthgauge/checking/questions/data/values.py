@@ -1,4 +1,4 @@
-"""What numbers inputs hold: marks of missing values, equal examples, fractions cut off, axes that were not moved."""
+"""The numbers that inputs hold: marks of missing values, equal examples, fractions cut off, axes not moved."""
 
 from __future__ import annotations
 

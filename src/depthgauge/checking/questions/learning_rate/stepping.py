@@ -205,7 +205,7 @@ def _unevenness(up: list[Tensor], down: list[Tensor], none: list[Tensor]) -> flo
 
 
 def findings(walked: Walked) -> Iterator[Finding]:
-    """What is wrong with the step."""
+    """Yield what is wrong with the step."""
     if not walked.steps:
         return
     whole = len(walked.still) == walked.held

@@ -188,7 +188,7 @@ def changes(
 
 
 def band(tensor: Tensor) -> float:
-    """What rounding may change of it: half the digits of its format."""
+    """The change that rounding may make of it: half the digits of its format."""
     return math.sqrt(torch.finfo(tensor.dtype).eps) if tensor.is_floating_point() else 0.0
 
 

@@ -13,7 +13,7 @@ from depthgauge.checking.words import listed
 
 
 def findings(model: nn.Module, before: dict[str, Tensor], passed: Passed) -> Iterator[Finding]:
-    """What began equal and still is.
+    """Yield what began equal and still is.
 
     Args:
         model: after a few steps.

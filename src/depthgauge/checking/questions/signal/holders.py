@@ -42,7 +42,7 @@ def gradients_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def within(loss: Any) -> Iterator[tuple[str, Any]]:
-    """What a function has closed over or was bound to."""
+    """Yield what a function has closed over or was bound to."""
     if isinstance(loss, functools.partial):
         yield from loss.keywords.items()
         yield from ((str(place), value) for place, value in enumerate(loss.args))

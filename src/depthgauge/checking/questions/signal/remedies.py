@@ -18,7 +18,7 @@ from depthgauge.checking.questions.signal.depth import passage
 from depthgauge.checking.steps import go_on, losses
 from depthgauge.checking.words import listed
 from depthgauge.initialization.maps import Layer, weighted
-from depthgauge.seeding import Purpose, seed_globals
+from depthgauge.seeding import Purpose, generator, seed_globals
 from depthgauge.workload import Training
 
 STEPS = 30  # of a trial, at most
@@ -169,7 +169,7 @@ def far_rows(model: nn.Module) -> list[str]:
 def _draw_rows(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         weight = model.get_parameter(f"{name}.weight")
-        nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        weight.copy_(torch.randn(weight.shape, generator=generator(0, Purpose.WEIGHTS)) * weight.shape[1] ** -0.5)
 
 
 def _saturates(model: nn.Module) -> bool:

@@ -25,7 +25,7 @@ HALF = 0.6  # of the rows of an embedding, at most, that are looked up where col
 
 
 def findings(model: nn.Module, now: Watched, later: Watched | None) -> Iterator[Finding]:
-    """What a pass showed at the start, and one after the first steps."""
+    """Yield what a pass showed at the start, and one after the first steps."""
     yield from _mute(model, now, later)
     yield from _places(model, now)
     yield from _grown(now)
