@@ -21,7 +21,7 @@ class Planted:
         build: the training, with the fault or without; draws from PyTorch's own generator.
         found_by: (question, pattern of a place): a finding of nature `fault`, broken or to be looked at, whose `where`
             has a name that matches the whole pattern. Any of them counts as found at the right place.
-        source: address of a public report of such a fault; in the third set also a sentence on the kind.
+        source: address of a public report of such a fault; from the third set on also a sentence on the kind.
         needs: distributions that it is built from, besides depthgauge's own.
     """
 

@@ -40,7 +40,7 @@ def deep_sigmoid(fault: bool) -> Training:
     model = mlp(64, 64, 10, 10, act=nn.Sigmoid if fault else nn.ReLU)
     if not fault:
         he(model)
-    return Training(model, batches, optimizer=torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
+    return Training(model, batches, optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
 
 
 @FAULTS.add(("signal", r"\d+(\.branch.*)?|model"), source="https://github.com/znxlwm/UGATIT-pytorch/issues/32")

@@ -78,16 +78,18 @@ def within(page: str, told: str) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The tables of the docs: tools, then faults of the score half, then each false alarm of the check."""
+    """The tables of the docs: tools, then faults, the set last written first, then each false alarm of the check."""
     parts = [_tools(summary(rows)), _faults(rows), _false_alarms(rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _tools(scores: list[Row]) -> str:
     measures = [name for name in scores[0] if name not in {"tool", "half"}] if scores else []
-    lines = ["| | " + " | ".join(f"{score['tool']}, {score['half']} half" for score in scores) + " |"]
-    lines += ["|" + "---|" * (len(scores) + 1)]
-    lines += [f"| {name} | " + " | ".join(_cell(score[name]) for score in scores) + " |" for name in measures]
+    lines = ["| tool | set | " + " | ".join(measures) + " |", "|" + "---|" * (len(measures) + 2)]
+    lines += [
+        f"| {score['tool']} | {score['half']} | " + " | ".join(_cell(score[name]) for name in measures) + " |"
+        for score in sorted(scores, key=lambda score: (halves.HALVES[::-1].index(score["half"]), score["tool"]))
+    ]
     return "\n".join(lines)
 
 
@@ -106,7 +108,7 @@ def _faults(rows: Sequence[Row]) -> str:
     tools = list(dict.fromkeys(row["tool"] for row in rows))
     outcome = {(row["tool"], row["name"], row["half"]): row for row in rows if row["group"] == "fault"}
     lines = ["| fault | reported | " + " | ".join(tools) + " |", "|" + "---|" * (len(tools) + 2)]
-    for half in halves.HALVES:
+    for half in halves.HALVES[::-1]:
         for fault in halves.faults(half):
             told = [_outcome(outcome.get((tool, fault.name, half))) for tool in tools]
             if any(told):

@@ -47,10 +47,10 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
     flags = [(part, _flags(part)) for part in open_]
     modes = [(part, part.training) for part in parts]
     owned = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    if optimizer is not None:
-        places.add(optimizer.param_groups)
-        places.add(optimizer.state)
-        places.add(vars(optimizer))  # hooks, and what schedulers leave there
+    for stepped in _optimizers(optimizer):
+        places.add(stepped.param_groups)
+        places.add(stepped.state)
+        places.add(vars(stepped))  # hooks, and what schedulers leave there
     tensors = {id(each): each for each in (*owned, *places.tensors)}
     hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
     snapshots = [Snapshot.of(each) for each in tensors.values() if not (nn.parameter.is_lazy(each) or each.is_meta)]
@@ -73,6 +73,17 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
         with torch.no_grad():
             for snapshot in snapshots:
                 snapshot.restore()
+
+
+def _optimizers(optimizer: torch.optim.Optimizer | None) -> Iterator[torch.optim.Optimizer]:
+    """The optimizer, and those that it holds and steps."""
+    if optimizer is None:
+        return
+    yield optimizer
+    held = [
+        each for value in vars(optimizer).values() for each in (value if isinstance(value, list | tuple) else [value])
+    ]
+    yield from (each for each in held if isinstance(each, torch.optim.Optimizer) and each is not optimizer)
 
 
 def has_no_sizes(part: nn.Module) -> bool:

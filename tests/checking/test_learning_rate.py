@@ -16,10 +16,10 @@ from torch.nn import functional
 from depthgauge import Training
 from depthgauge.checking import Answer, Measure, check
 from depthgauge.checking.questions import learning_rate
-from depthgauge.checking.questions.learning_rate import ladder
-from depthgauge.checking.questions.learning_rate.groups import Rates
+from depthgauge.checking.questions.learning_rate import branches, ladder
 from depthgauge.checking.questions.learning_rate.judging import Evidence, judged, nothing
 from depthgauge.checking.questions.learning_rate.learnt import learnt
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.questions.learning_rate.stability import stability
 from depthgauge.checking.steps import step
 
@@ -174,12 +174,14 @@ def check_gradients(which: Training) -> Any:
 
 def test_a_schedule_is_judged_at_its_peak() -> None:
     which = training(torch.optim.Adam, lr=3e-3)
-    torch.optim.lr_scheduler.LinearLR(which.optimizer, start_factor=1e-4, total_iters=100)
     assert which.optimizer is not None
+    scheduler = torch.optim.lr_scheduler.LinearLR(which.optimizer, start_factor=1e-4, total_iters=100)
     assert which.optimizer.param_groups[0]["lr"] < 1e-6
     answer = asked(which)
     assert not faults_of(answer)
     assert "the rate 0.003 (the peak of its schedule)" in answer.says
+    del scheduler  # and then nothing is left to step it
+    assert faults_of(asked(which)) == {"idle_schedule"}
 
 
 def test_the_largest_stable_rate_of_a_quadratic_is_two_over_its_curvature() -> None:
@@ -254,6 +256,72 @@ def test_no_rate_is_too_small_of_a_loss_without_a_floor_of_a_game_and_of_an_opti
         assert not faults_of(asked(which))
 
 
+def test_no_rate_is_judged_of_a_loss_that_gains_weigh() -> None:
+    """Its value lies about zero, and no fall of it is progress: neither is none of it a fault."""
+    gains = torch.Generator().manual_seed(3)
+    batches = [(x, torch.randn(len(x), 4, generator=gains)) for x, _ in digits_like(12)]
+
+    def bandit(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        policy = torch.distributions.Categorical(logits=model(batch[0]))
+        action = policy.sample()
+        gain = batch[1].gather(1, action[:, None])[:, 0]
+        return -(policy.log_prob(action) * gain).mean()
+
+    for rate in (3e-3, 0.3):
+        model = mlp()
+        assert not faults_of(asked(Training(model, batches, bandit, torch.optim.Adam(model.parameters(), rate))))
+
+
+def test_a_rate_that_shakes_a_training_late_is_too_large() -> None:
+    """Adam gets far with it in the first steps, and noise keeps the loss up: smaller ones get further."""
+    draws = torch.Generator().manual_seed(2)
+    slopes = torch.randn(12, 1, generator=draws)
+    inputs = torch.randn(60, 4, 12, generator=draws)
+    batches = [(x, torch.tanh(x @ slopes)) for x in inputs]
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.mse_loss(model(batch[0])[:, :1], batch[1])
+
+    found = {}
+    for rate in (1e-2, 0.15):
+        model = mlp()
+        which = Training(model, batches, loss, torch.optim.Adam(model.parameters(), rate))
+        rates = Rates.of(which.optimizer)
+        start = math.fsum(which.value(batch).item() for batch in batches[:8]) / 8
+        found[rate] = branches.compared(which, rates, batches, 2000, start)
+    assert not branches.too_large(found[1e-2])
+    assert branches.recovers(found[1e-2])
+    assert branches.too_large(found[0.15])
+    assert found[0.15].best < 1
+    assert found[0.15].late(1.0) > 2 * found[0.15].late(found[0.15].best)
+
+
+def test_a_rate_is_not_too_small_whose_gain_is_of_batches_by_heart() -> None:
+    """Labels that inputs hardly tell: a larger rate learns eight batches by heart, and nothing of new ones."""
+    draws = torch.Generator().manual_seed(4)
+    batches = [(torch.randn(16, 12, generator=draws), torch.randint(4, (16,), generator=draws)) for _ in range(96)]
+    model = mlp()
+    which = Training(model, batches, optimizer=torch.optim.Adam(model.parameters(), 1e-5))
+    assert not faults_of(asked(which))
+    few = Training(mlp(), batches[:8])
+    few = Training(few.model, few.batches, optimizer=torch.optim.Adam(few.model.parameters(), 1e-5))
+    assert faults_of(asked(few)) == {"rate_too_small"}, "there are no other batches"
+
+
+def test_a_rate_that_is_scaled_from_one_is_not_judged_and_one_that_warms_up_is_judged_with_its_warm_up() -> None:
+    which = training(torch.optim.Adam, lr=1.0)
+    torch.optim.lr_scheduler.LambdaLR(which.optimizer, lambda step: 1e-3 * min(1.0, (step + 1) / 100))  # type: ignore[arg-type] # there is one
+    assert not faults_of(asked(which))
+    which = training(torch.optim.SGD, lr=0.1)
+    assert not branches.warming(Rates.of(which.optimizer))
+    torch.optim.lr_scheduler.LinearLR(which.optimizer, start_factor=1e-3, total_iters=100)  # type: ignore[arg-type] # as above
+    rates = Rates.of(which.optimizer)
+    assert branches.warming(rates)
+    grown = branches.grow(which, rates, which.first(8), (1.0,), steps=40, start=1.0)
+    assert grown.losses[1.0][1] > 0.9 * grown.losses[1.0][0]
+    assert grown.late(1.0) < 0.7 * grown.losses[1.0][0]
+
+
 def test_a_loss_that_takes_gradients_of_its_own_has_its_rate_judged() -> None:
     def penalty(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         x = batch[0].clone().requires_grad_()
@@ -279,3 +347,11 @@ def test_a_ladder_that_was_cut_short_accuses_no_rate() -> None:
     down = ladder.climb(user, rates, user.first(8), 6, lambda _: next(going))
     factors = [rung.factor for rung in down.rungs]
     assert factors == pytest.approx([0.01, 0.1, 1.0]), "a rate that raises the loss is lowered first"
+
+
+@pytest.mark.parametrize(("decay", "told"), [(0.5, True), (1e-2, False)])
+def test_a_penalty_that_holds_the_loss_up_is_tried(decay: float, told: bool) -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=decay)
+    found = check(Training(model, digits_like(), None, optimizer), only=["learning_rate"]).answers["learning_rate"]
+    assert ("decay_dominates" in {each.kind for each in found.findings}) is told

@@ -16,7 +16,7 @@ from torch.nn import functional
 import depthgauge
 from depthgauge import Training
 from depthgauge.checking import Answer, Status
-from depthgauge.checking.questions.signal import QUESTION
+from depthgauge.checking.questions.signal import QUESTION, absent
 from depthgauge.checking.questions.signal.depth import passage
 from depthgauge.checking.questions.signal.holders import unregistered
 from depthgauge.checking.questions.signal.units import Units, variation
@@ -439,3 +439,36 @@ def test_the_training_is_left_bit_for_bit_as_it_was() -> None:
     for old, new in zip((*before[0], *before[1], *before[3]), (*after[0], *after[1], *after[3]), strict=True):
         assert (old is None and new is None) or torch.equal(old, new)
     assert before[2] == after[2]
+
+
+class _Packaged(nn.Module):
+    """A model as of a package: its body behind a checkpoint that no gradient enters, or a head that is not used."""
+
+    def __init__(self, checkpointed: bool) -> None:
+        super().__init__()
+        self.body, self.head, self.unused = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.checkpointed = checkpointed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.checkpointed:
+            with torch.no_grad():  # as a reentrant checkpoint whose inputs want no gradient
+                hidden = self.body(x)
+        else:
+            hidden = self.body(x)
+        self.unused(hidden)
+        return self.head(hidden.relu())
+
+
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_what_a_package_s_model_cuts_is_told_from_what_it_leaves_unused(
+    checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(absent, "_of_a_package", lambda module: isinstance(module, _Packaged))
+    model = _Packaged(checkpointed)
+    batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(4)]
+    training = Training(model, batches, None, torch.optim.SGD(model.parameters(), 0.1))
+    found = {each.kind: each.where for each in depthgauge.check(training, only=["signal"]).answers["signal"].findings}
+    assert found["unused_by_package"] == ("unused",)
+    assert ("no_gradient" in found) is checkpointed
+    if checkpointed:
+        assert "body" in found["no_gradient"]

@@ -49,9 +49,11 @@ def test_it_holds_enough_of_both() -> None:
     assert len(names) == len(set(names))
 
 
-def test_the_third_set_is_whole_and_has_names_of_its_own() -> None:
-    faults, sounds = halves.faults("third"), halves.sounds("third")
-    assert min(len(faults), len(sounds)) >= 24
+@pytest.mark.parametrize(("half", "planted", "sound"), [("third", 24, 24), ("fourth", 36, 22)])
+def test_a_later_set_is_whole_and_has_names_of_its_own(half: halves.Half, planted: int, sound: int) -> None:
+    faults, sounds = halves.faults(half), halves.sounds(half)
+    assert len(faults) >= planted
+    assert len(sounds) >= sound
     names = [each.name for half in halves.HALVES for each in (*halves.faults(half), *halves.sounds(half))]
     assert len(names) == len(set(names))
     assert {question for fault in faults for question, _ in fault.found_by} <= {question.id for question in QUESTIONS}

@@ -41,6 +41,7 @@ class Term:
         below: the nodes that made its scores, from the last on, without those that only change a shape.
         broadcast: whether scores and targets are repeated against each other along different dimensions.
         plain: whether no weight of classes or of positive examples is in it.
+        weight: of each class, or of positive examples; None where there is none.
     """
 
     form: Form
@@ -53,6 +54,7 @@ class Term:
     below: tuple[str, ...]
     broadcast: bool
     plain: bool
+    weight: Tensor | None = None
 
     @property
     def counted(self) -> Tensor:
@@ -115,9 +117,15 @@ def _term(node: Any) -> Term | None:
             below=names,
             broadcast=_broadcast(scores, targets),
             plain=getattr(node, "_saved_weight", None) is None and getattr(node, "_saved_pos_weight", None) is None,
+            weight=_weight(form, node),
         )
     except Exception:  # noqa: BLE001 - a saved tensor may be changed in place, offloaded by the user's hooks, or gone
         return None
+
+
+def _weight(form: Form, node: Any) -> Tensor | None:
+    found = getattr(node, {"classes": "_saved_weight", "binary_logits": "_saved_pos_weight"}.get(form, ""), None)
+    return found.detach().float().reshape(-1).clone() if isinstance(found, Tensor) and found.numel() else None
 
 
 def _flat(form: Form, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

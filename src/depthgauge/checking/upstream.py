@@ -10,6 +10,7 @@ from depthgauge.checking.questions import QUESTIONS
 
 CAUSES = ("signal", "data")  # whose faults change what rates, batches and formats a training bears
 _HELD = {"diverges", "rate_too_large", "rate_too_small", "rate_low", "warm_up", "large_batch"}
+_WISHES = {"initialization", "way_around"}  # which a fault of the loss may be the reason of
 _OF_RATES = {"nonfinite", "dead_units", "saturated_units"}  # what steps at too large a rate may bring about
 _FAR = {"diverges", "rate_too_large"}
 _KINDS: dict[str, Kind] = {
@@ -47,6 +48,8 @@ def held(answers: Sequence[Answer]) -> tuple[Answer, ...]:
 
 
 def _without_advice(finding: Finding, advice: str) -> Finding:
+    if finding.kind in _WISHES:
+        return dataclasses.replace(finding, status=Status.FINE, advice=advice, expected="", tried=None)
     if finding.kind not in _HELD:
         return finding
     return dataclasses.replace(finding, advice=advice, expected="", tried=None)

@@ -81,10 +81,14 @@ def _repeated(batches: Sequence[Any]) -> Finding | None:
 
 
 def _sorted(batches: Sequence[Any]) -> Finding | None:
-    columns = [labels for batch in batches if (labels := labels_of(batch)) is not None]
+    return sorted_by([labels for batch in batches if (labels := labels_of(batch)) is not None])
+
+
+def sorted_by(columns: Sequence[Tensor]) -> Finding | None:
+    """Tell whether the class numbers (n,) of consecutive batches come in the order of the classes."""
     if len(columns) < FEWEST_BATCHES or min(map(len, columns)) < FEWEST_EXAMPLES:
         return None
-    pooled, sizes = torch.cat(columns), [len(each) for each in columns]
+    pooled, sizes = torch.cat(list(columns)), [len(each) for each in columns]
     classes, codes = torch.unique(pooled, return_inverse=True)
     if len(classes) < 2 or len(classes) > len(pooled) // 2:
         return None

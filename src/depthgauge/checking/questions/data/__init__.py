@@ -7,7 +7,27 @@ from typing import TYPE_CHECKING
 
 from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.data import batches, fitting, inputs, labels, losses, modes, passing, seeing, summing
+from depthgauge.checking.questions.data import (
+    addends,
+    batches,
+    belonging,
+    called,
+    fitting,
+    inputs,
+    labels,
+    losses,
+    modes,
+    of_outputs,
+    order,
+    padding,
+    pairing,
+    parts,
+    passing,
+    pulling,
+    seeing,
+    summing,
+    values,
+)
 from depthgauge.checking.questions.data.figure import draw
 from depthgauge.checking.subject import Subject
 
@@ -18,7 +38,8 @@ KINDS = {
     "refused": Kind("fault", "it is no training that can be run: the optimizer is over another model, or has no rate"),
     "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
-    **summing.KINDS,
+    **summing.KINDS, **parts.KINDS, **called.KINDS, **of_outputs.KINDS, **addends.KINDS, **pulling.KINDS,
+    **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
 }  # fmt: skip
 
 
@@ -33,7 +54,11 @@ def ask(subject: Subject) -> Answer:
     found = [
         *losses.findings(seen, passed), *modes.findings(subject.training, passed),
         *inputs.findings(seen, read, passed), *labels.findings(read, terms),
-        *summing.findings(subject), *fitting.findings(subject, fitted),
+        *(parts.findings(subject.training, passed, seen.batch) if timely else ()),
+        *values.findings(read, subject.training), *order.findings(subject, read), *padding.findings(subject),
+        *pairing.findings(subject), *belonging.findings(subject, read),
+        *summing.findings(subject), *called.findings(subject), *of_outputs.findings(subject),
+        *addends.findings(subject), *pulling.findings(subject), *fitting.findings(subject, fitted),
     ]  # fmt: skip
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)

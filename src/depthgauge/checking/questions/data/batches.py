@@ -62,10 +62,12 @@ class Batches:
     Attributes:
         columns: their tensors; none where they are of a form that cannot be read.
         count: batches that were looked at.
+        sizes: examples in each, by its first tensor.
     """
 
     columns: tuple[Column, ...]
     count: int
+    sizes: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> tuple[Column, ...]:
@@ -95,7 +97,8 @@ def read(subject: Subject) -> Batches:
     columns = [_column([part.get(place) for part in parts]) for place in places]
     kept = [(place, values) for place, values in zip(places, columns, strict=True) if values is not None]
     terms = subject.seen.graph.terms
-    return Batches(tuple(_told(place, values, parts[0], terms, batches[0]) for place, values in kept), len(batches))
+    columns_of = tuple(_told(place, values, parts[0], terms, batches[0]) for place, values in kept)
+    return Batches(columns_of, len(batches), tuple(map(nested.examples, batches)))
 
 
 def targeted(place: str | None, parts: Mapping[str | None, Tensor], terms: Sequence[Term], batch: Any) -> bool:

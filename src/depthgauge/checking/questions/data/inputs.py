@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
@@ -23,6 +24,10 @@ UNEVEN = 1e3  # largest over smallest standard deviation of features: the condit
 ENOUGH = 32  # examples below which a constant feature is chance
 TRAINED = 0.5  # of chance, below which a model has learnt on inputs and targets of this scale
 TABLE = 256  # features at most of what is looked at feature by feature; an image has more
+LEAKING, GOALS = 4096, 16  # numbers of inputs and of targets at most, for a leak
+RELATED = 0.99999  # correlation of a feature with a target, above which rounding alone parts them
+WASHED = 50.0  # mean over standard deviation, from which on a first layer sees hardly anything but the mean: 0.02 of it
+CHANNELS, APART = 16, 100.0  # channels of an image, and the ratio of their standard deviations
 TARGET = 100.0  # rms of regression targets: the output starts near 0, and has as far to go
 
 KINDS = {
@@ -46,7 +51,19 @@ KINDS = {
     ),
     "constant_features": Kind("opportunity", f"features are constant over {ENOUGH} examples or more"),
     "duplicated_features": Kind("opportunity", f"features are equal over {ENOUGH} examples or more"),
-    "leak": Kind("fault", f"a feature equals the target in {ENOUGH} examples or more, that are not all alike"),
+    "leak": Kind(
+        "fault",
+        f"a feature equals the target in {ENOUGH} examples or more that are not all alike, is a multiple of it"
+        f" (correlation above {RELATED:g}), or is one number for each class",
+    ),
+    "washed_out": Kind(
+        "fault",
+        f"the mean of the inputs is {WASHED:g} times their standard deviation (an image's channels') or more where they"
+        " reach the first weights: scaled by the numbers of other units",
+    ),
+    "uneven_channels": Kind(
+        "fault", f"the standard deviations of an image's channels differ by {APART:g} or more: some were not scaled"
+    ),
     "unscaled_targets": Kind(
         "fault", f"regression targets have a root mean square of {TARGET:g} or more, and outputs start near 0"
     ),
@@ -65,6 +82,7 @@ def findings(seen: Seen, batches: Batches, passed: Passed) -> Iterator[Finding]:
         if column.continuous:
             yield from () if trained else _scale(column, passed)
             yield from _features(column)
+            yield from _channels(column)
             yield from _leaks(column, batches)
     if term is not None and term.form == "regression" and not trained:
         for column in batches.targets:
@@ -151,14 +169,27 @@ def _scale(column: Column, passed: Passed) -> Iterator[Finding]:
             "the first layer's outputs are made of its inputs, not of its biases", ("batches",),
             Measure("root mean square at the first weights", reached.rms),
         )  # fmt: skip
-    elif std > 0 and abs(mean) >= OFFSET * std and reached is not None and reached.rms >= 0.5 * rms:
+    elif reached is not None and reached.rms >= 0.5 * rms:
+        yield from _offset(column, mean, _within_channels(column, std))
+
+
+def _offset(column: Column, mean: float, std: float) -> Iterator[Finding]:
+    if std > 0 and abs(mean) >= OFFSET * std:
         yield Finding(
-            "offset_inputs", Status.LOOK,
+            "washed_out" if abs(mean) >= WASHED * std else "offset_inputs", Status.LOOK,
             f"{column.called} have mean {mean:.3g} and standard deviation {std:.3g}: their differences are small beside"
             " what they share",
             f"subtract {mean:.3g} and divide by {std:.3g}", "the first layer learns their differences as fast as their"
             " mean", ("batches",), Measure("mean over standard deviation", abs(mean) / std),
         )  # fmt: skip
+
+
+def _within_channels(column: Column, std: float) -> float:
+    """The standard deviation of an image's numbers round the mean of their channel; of other numbers that of all."""
+    values = column.numbers
+    if values.dim() != 4 or values.shape[1] > CHANNELS or not values.is_floating_point():
+        return std
+    return values[: 4 * ENOUGH].transpose(0, 1).flatten(1).var(1, correction=0).mean().sqrt().item()
 
 
 def _tiny(column: Column, rms: float) -> bool:
@@ -200,6 +231,21 @@ def _features(column: Column) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _channels(column: Column) -> Iterator[Finding]:
+    values = column.numbers
+    if values.dim() != 4 or not 1 < values.shape[1] <= CHANNELS or len(values) < 2:
+        return
+    stds = values[: 4 * ENOUGH].float().nan_to_num().transpose(0, 1).flatten(1).std(1)
+    if stds.min() > 0 and (ratio := (stds.max() / stds.min()).item()) >= APART:
+        yield Finding(
+            "uneven_channels", Status.LOOK,
+            f"the standard deviations of the channels of {column.called} go from {stds.min().item():.2g} (channel"
+            f" {int(stds.argmin())}) to {stds.max().item():.2g} (channel {int(stds.argmax())}): some were not scaled",
+            "scale each channel by its own mean and standard deviation", "the first layer sees all channels",
+            ("batches",), Measure("largest over smallest standard deviation", ratio),
+        )  # fmt: skip
+
+
 def _equal_pairs(values: Tensor, still: Tensor) -> list[tuple[int, int]]:
     known: dict[bytes, int] = {}
     pairs = []
@@ -213,20 +259,54 @@ def _equal_pairs(values: Tensor, still: Tensor) -> list[tuple[int, int]]:
 
 def _leaks(column: Column, batches: Batches) -> Iterator[Finding]:
     values = column.flat
-    if column.numbers.dim() != 2 or not 1 < values.shape[1] <= TABLE or len(values) < ENOUGH:
+    if not 1 < values.shape[1] <= LEAKING or len(values) < ENOUGH:
         return
     for target in batches.targets:
         goal = target.flat
-        if len(goal) != len(values) or goal.shape[1] != 1 or bool((goal == goal[:1]).all()):
+        if len(goal) != len(values) or goal.shape[1] > GOALS or bool((goal == goal[:1]).all()):
             continue
-        equal = (values == goal).all(0).nonzero()[:, 0].tolist()
-        if equal:
-            yield Finding(
-                "leak", Status.LOOK,
-                f"feature {equal[0]} of the inputs equals the target in all {len(values)} examples",
-                f"leave feature {equal[0]} out", "the model learns from what it will have when it is used",
-                ("batches",),
-            )  # fmt: skip
+        for place in range(goal.shape[1]):
+            if told := _tells(values, goal[:, place], target):
+                feature, what = told
+                yield Finding(
+                    "leak", Status.LOOK, f"feature {feature} of the inputs {what} in all {len(values)} examples",
+                    f"leave feature {feature} out", "the model learns from what it will have when it is used",
+                    ("batches",),
+                )  # fmt: skip
+                break
+
+
+def _tells(values: Tensor, goal: Tensor, target: Column) -> tuple[int, str] | None:
+    """A feature that is the target, a multiple of it, or one number for each class; None where there is none."""
+    equal = (values == goal[:, None]).all(0).nonzero()[:, 0].tolist()
+    if bool((goal == goal[0]).all()):
+        return None
+    if equal:
+        return equal[0], "equals the target"
+    classes, codes = torch.unique(goal, return_inverse=True)
+    if len(classes) <= len(goal) // 8:
+        return _by_class(values, codes, len(classes))
+    if not target.numbers.is_floating_point():
+        return None
+    centred, aim = values.double() - values.double().mean(0), goal.double() - goal.double().mean()
+    sizes = centred.norm(dim=0) * aim.norm()
+    related = torch.where(sizes > 0, (centred * aim[:, None]).sum(0).abs() / sizes.clamp_min(1e-300), 0.0)
+    best = int(related.argmax())
+    return (best, "is a multiple of the target") if related[best] > RELATED else None
+
+
+def _by_class(values: Tensor, codes: Tensor, classes: int) -> tuple[int, str] | None:
+    """A feature that has one number for each class, and not the same for all; each class that it tells has two."""
+    if torch.bincount(codes).min() < 2:
+        return None
+    highest = torch.full((classes, values.shape[1]), -math.inf).scatter_reduce_(
+        0, codes[:, None].expand_as(values), values, "amax"
+    )
+    lowest = torch.full((classes, values.shape[1]), math.inf).scatter_reduce_(
+        0, codes[:, None].expand_as(values), values, "amin"
+    )
+    tells = (highest == lowest).all(0) & (highest != highest[:1]).any(0)
+    return (int(tells.nonzero()[0, 0]), "is one number for each class") if tells.any() else None
 
 
 def _targets(column: Column) -> Iterator[Finding]:

@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data import dependence
 from depthgauge.checking.questions.data.batches import Batches, Column
 from depthgauge.checking.terms import Term
+from depthgauge.checking.words import percent
 
 BOUND = 1.25  # of targets: real examples of adversarial networks are smoothed to 0.7 to 1.2 by design
 EACH = 10  # labels of the rarest class that was seen: another as frequent is missed with probability exp(-10)
 ALIKE = 20  # labels, below which all of one class are chance: 0.5 ** 19 with two classes
+FAVOUR = 3.0  # ratio of counts, and of weights, from which on weights and frequencies are held against each other
+RISING = 0.8  # correlation of their logarithms
+SEEN, ENOUGH = 2, 32  # labels of a class in the first batch, and targets of a binary one
+FEW = 5  # classes, from which on labels of two are no oversight of the last layer's
 CLASSES = 100  # more are a vocabulary, of which some words are never seen
 NEIGHBOURS = 512  # examples whose nearest neighbour is looked for
 NUMBERS = 4096  # of an example at most, for that
@@ -27,9 +33,22 @@ KINDS = {
     "labels_out_of_range": Kind("fault", f"targets of binary cross-entropy are below 0 or above {BOUND}"),
     "all_ignored": Kind("fault", "all labels of the first batch are the number that does not count"),
     "constant_targets": Kind("fault", f"all labels of {ALIKE} examples or more are the same"),
+    "weights_favour_frequent": Kind(
+        "fault",
+        f"weights of classes rise with their frequencies, both by a factor of {FAVOUR:g} or more and with a correlation"
+        f" of {RISING:g}; a pos_weight of 1/{FAVOUR:g} or less where positives are as rare, or the reverse",
+    ),
+    "ignored_class": Kind(
+        "fault",
+        "the class that does not count is one of the model's, of one label an example, as frequent as half of the"
+        " others' mean, and its inputs are others than theirs",
+    ),
     "first_class_missing": Kind(
         "fault",
         f"no label is 0, and every other class has {EACH} labels or more: classes are counted from 1",
+    ),
+    "two_of_many_classes": Kind(
+        "fault", f"labels are 0 or 1, each of {EACH} or more, and the model has scores for {FEW} classes or more"
     ),
     "classes_too_many": Kind(
         "opportunity", f"the last classes have no label, and every other one has {EACH} or more"
@@ -62,14 +81,22 @@ def findings(batches: Batches, terms: tuple[Term, ...]) -> Iterator[Finding]:
     """Yield what is found about labels."""
     for each in terms:
         yield from _range(each)
+        yield from _weights(each)
     for column in batches.targets:
         labels = _labels(column)
         if labels is None:
             continue
-        yield from _alike(labels, batches, column)
-        term = next((term for term in terms if term.form == "classes"), None)
+        ignored = {term.ignored for term in terms if term.form == "classes"}
+        counted = labels[labels != next(iter(ignored))] if column.sure and len(ignored) == 1 else labels
+        yield from _alike(counted, batches, column)
+        of_classes = {term.classes: term for term in terms if term.form == "classes"}
+        term = (
+            next(iter(of_classes.values())) if len(of_classes) == 1 else None
+        )  # of two it is not known whose these are
         if column.sure and term is not None and term.ignored < 0:  # a class that does not count is not missed
             yield from _unseen(labels[labels != term.ignored], term.classes)
+        if column.sure and term is not None and len(labels) == len(column.numbers):
+            yield from _ignored(labels, term, batches)
         if len(labels) == len(column.numbers):
             yield from _belonging(labels, batches)
 
@@ -129,6 +156,50 @@ def _range(term: Term) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _weights(term: Term) -> Iterator[Finding]:
+    """Weights of classes that favour those that are frequent already."""
+    weight = term.weight
+    if weight is None or not len(term.targets):
+        return
+    if term.form == "binary_logits":
+        share = (term.targets.double() > 0.5).double().mean().item()
+        rare = share < 1 / FAVOUR and bool(weight.max() <= 1 / FAVOUR)
+        turned = rare or (share > 1 - 1 / FAVOUR and bool(weight.min() >= FAVOUR))
+        if turned and 0 < share < 1 and len(term.targets) >= ENOUGH:
+            yield _favours(
+                f"pos_weight is {weight.mean().item():.3g} where {percent(share)} of the targets are positive",
+                "use negatives over positives as pos_weight, not positives over negatives",
+            )
+    elif term.form == "classes":
+        counts = torch.bincount(term.targets[term.counted].cpu(), minlength=len(weight))[: len(weight)].double()
+        seen = counts >= SEEN
+        if seen.sum() < 2 or counts[seen].max() < FAVOUR * counts[seen].min():
+            return
+        logs, gains = counts[seen].log(), weight.cpu().double()[seen].clamp_min(1e-12).log()
+        if gains.max() - gains.min() < math.log(FAVOUR) or not _related(logs, gains):
+            return
+        least, often = (int(seen.nonzero()[place, 0]) for place in (int(logs.argmin()), int(logs.argmax())))
+        yield _favours(
+            f"class {often}, with {int(counts[often])} labels in the first batch, has the weight"
+            f" {weight[often].item():.3g}, and class {least}, with {int(counts[least])}, {weight[least].item():.3g}",
+            "use one over a class's frequency as its weight, not the frequency",
+        )
+
+
+def _related(logs: Tensor, gains: Tensor) -> bool:
+    """Whether weights rise with counts: by a correlation of 0.8, and the largest count has more than the smallest."""
+    one, two = logs - logs.mean(), gains - gains.mean()
+    size = (one.norm() * two.norm()).item()
+    return size > 0 and (one @ two).item() / size >= RISING and bool(gains[logs.argmax()] > gains[logs.argmin()])
+
+
+def _favours(text: str, advice: str) -> Finding:
+    return Finding(
+        "weights_favour_frequent", Status.LOOK, f"{text}: the weights favour what is frequent already", advice,
+        "rare classes count as much as frequent ones", ("loss", "batches"),
+    )  # fmt: skip
+
+
 def _alike(labels: Tensor, batches: Batches, column: Column) -> Iterator[Finding]:
     if len(labels) >= ALIKE and bool((labels == labels[0]).all()) and (column.sure or len(batches.columns) == 2):
         yield Finding(
@@ -155,13 +226,42 @@ def _unseen(labels: Tensor, classes: int) -> Iterator[Finding]:
             "no score for a class that never comes", ("batches",), Measure("labels of class 0", 0),
         )  # fmt: skip
     top = int(labels.max())
-    if top < classes - 1 and bool((counts[: top + 1] > 0).all()):
+    if top == 1 and classes >= FEW and counts[0]:
+        yield Finding(
+            "two_of_many_classes", Status.LOOK,
+            f"the model has scores for {classes} classes, and all {len(labels)} labels are 0 or 1",
+            "look at how labels are made: were they compared, clamped or cast to bool?",
+            "the classes can be told apart", ("batches", "model"), Measure("classes with labels", 2),
+        )  # fmt: skip
+    elif top < classes - 1 and bool((counts[: top + 1] > 0).all()):
         yield Finding(
             "classes_too_many", Status.LOOK,
             f"the model has scores for {classes} classes, and the {len(labels)} labels are 0 to {top}",
             f"give the last layer {top + 1} outputs, or look for the labels that are missing",
             "no score for a class that never comes", ("model", "batches"),
             Measure("classes without labels", classes - 1 - top),
+        )  # fmt: skip
+
+
+def _ignored(labels: Tensor, term: Term, batches: Batches) -> Iterator[Finding]:
+    """A class that is left out because its number is the one that does not count; padding has no inputs of its own."""
+    if not 0 <= term.ignored < term.classes <= CLASSES or len(labels) < ALIKE:
+        return
+    counts = torch.bincount(labels.clamp(min=0), minlength=term.classes)
+    others = torch.cat([counts[: term.ignored], counts[term.ignored + 1 :]])
+    others = others[others > 0]
+    if not len(others) or counts[term.ignored] < 0.5 * others.double().mean():
+        return
+    left_out = labels == term.ignored
+    rows = [each.numbers for each in batches.inputs if len(each.numbers) == len(labels)]
+    varied = any(bool((each[left_out] != each[left_out][:1]).any()) for each in rows)
+    if varied and dependence.chance(rows, left_out.float()) == 0:
+        yield Finding(
+            "ignored_class", Status.LOOK,
+            f"class {term.ignored}, of {int(counts[term.ignored])} of {len(labels)} labels, is the ignore_index of the"
+            " loss: none of its examples counts",
+            "set ignore_index to a number that is no class, such as -100", "all classes are learnt",
+            ("loss", "batches"), Measure("share of ignored labels", int(counts[term.ignored]) / len(labels)),
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.passing import DROPS, NORMS, Passed
-from depthgauge.checking.words import listed
+from depthgauge.checking.words import listed, plural
 from depthgauge.workload import Training
 
 HEAVY = 0.95  # what is kept is multiplied by 1 / (1 - p) = 20, so that its noise is 4.4 times the signal
@@ -17,8 +17,8 @@ FEW_VALUES = 2  # normalized by two values, a channel is their sign: +1 and -1, 
 KINDS = {
     "eval_mode": Kind(
         "fault",
-        "the model is in evaluation mode in the training's own pass, although it holds dropout, or batch normalization"
-        " that trains",
+        "the model is in evaluation mode in the training's own pass, or is left in it, although it holds dropout, or"
+        " batch normalization that trains",
     ),
     "frozen_norm": Kind("property", "some batch normalizations are in evaluation mode, while the model trains"),
     "heavy_dropout": Kind("fault", f"a dropout rate is {HEAVY} or more: the noise is 4.4 times the signal"),
@@ -37,8 +37,11 @@ def findings(training: Training, passed: Passed) -> Iterator[Finding]:
     live = [name for name in norms if _trains(modules[name])]
     switching = [*drops, *live]
     off = [name for name in switching if not passed.training[name]]
-    if switching and len(off) == len(switching) and not training.model.training:
-        yield _evaluated(modules, drops, live)
+    began = training.model.training
+    if switching and len(off) == len(switching) and not (began and passed.called):
+        yield _evaluated(modules, drops, live, began)
+    elif switching and began and not passed.left:
+        yield _left(modules, drops, live)
     elif frozen := [name for name in norms if not passed.training[name]]:
         yield Finding(
             "frozen_norm", Status.FINE,
@@ -49,8 +52,23 @@ def findings(training: Training, passed: Passed) -> Iterator[Finding]:
     yield from _small(passed, [name for name in norms if passed.training[name]])
 
 
-def _evaluated(modules: dict[str, nn.Module], drops: list[str], norms: list[str]) -> Finding:
-    parts = [f"{len(drops)} dropout layers" if drops else "", f"{len(norms)} batch normalizations" if norms else ""]
+def _left(modules: dict[str, nn.Module], drops: list[str], norms: list[str]) -> Finding:
+    return Finding(
+        "eval_mode", Status.BROKEN,
+        f"the loss leaves the model in evaluation mode: from the second step on {_parts(drops, norms)} no longer work"
+        " as in training",
+        "call model.train() in the loss where it has called model.eval()",
+        "dropout and batch normalization work as in the model's definition",
+        ("model", "loss", *(each for each in (*drops, *norms) if each in modules)),
+    )  # fmt: skip
+
+
+def _parts(drops: list[str], norms: list[str]) -> str:
+    counts = [(len(drops), "dropout layer"), (len(norms), "batch normalization")]
+    return " and ".join(plural(count, what) for count, what in counts if count)
+
+
+def _evaluated(modules: dict[str, nn.Module], drops: list[str], norms: list[str], by_loss: bool) -> Finding:
     fresh = [name for name in norms if not int(getattr(modules[name], "num_batches_tracked", None) or 0)]
     why = (
         "the batch normalizations have stored no statistics yet, so that they normalize nothing"
@@ -64,10 +82,11 @@ def _evaluated(modules: dict[str, nn.Module], drops: list[str], norms: list[str]
     return Finding(
         "eval_mode",
         Status.BROKEN if fresh else Status.LOOK,
-        f"the model trains in evaluation mode, with {' and '.join(filter(None, parts))} in it: {why}",
+        f"{'the loss calls the model' if by_loss else 'the model trains'} in evaluation mode, with"
+        f" {_parts(drops, norms)} in it: {why}",
         "call model.train() before the first step, and again after each evaluation",
         "dropout and batch normalization work as in the model's definition",
-        ("model", *(fresh or [*drops, *norms])),
+        ("model", *(["loss"] if by_loss else []), *(fresh or [*drops, *norms])),
     )
 
 

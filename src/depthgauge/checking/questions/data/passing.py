@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,13 +45,20 @@ class Passed:
 
     Attributes:
         first: what the first weights got; None where no layer was seen that takes numbers.
-        training: of each dropout and batch normalization that was called, whether it was in training mode.
+        training: of each dropout and batch normalization that was called, whether it was in training mode; calls that
+            no gradient passes are left out where there are others.
+        aside: the same of calls that no gradient passes.
+        called: whether the module itself was in training mode when it was last called so; True where none was seen.
+        left: whether it is in training mode after the pass.
         values: of each batch normalization that was called, the smallest number of values a channel was normalized by.
         scores: the module's output, where it has one.
     """
 
     first: Reached | None = None
     training: dict[str, bool] = field(default_factory=dict)
+    aside: dict[str, bool] = field(default_factory=dict)
+    called: bool = True
+    left: bool = True
     values: dict[str, int] = field(default_factory=dict)
     scores: Tensor | None = None
 
@@ -60,6 +68,8 @@ def make(training: Training, batch: Any) -> Passed:
     passed = Passed()
     with training.untouched(), _hooks(training.model, passed):
         training.value(batch)
+        passed.left = training.model.training
+    passed.training = {**passed.aside, **passed.training}
     return passed
 
 
@@ -67,7 +77,7 @@ def make(training: Training, batch: Any) -> Passed:
 def _hooks(model: nn.Module, passed: Passed) -> Iterator[None]:
     handles = []
     if not isinstance(model, torch.jit.ScriptModule):
-        handles.append(model.register_forward_hook(lambda _, __, output: _came_out(passed, output)))
+        handles.append(model.register_forward_hook(partial(_came_out, passed)))
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # whose calls cannot be hooked
             continue
@@ -90,7 +100,8 @@ def _weighs(module: nn.Module) -> bool:
 
 def _switched(passed: Passed, name: str) -> Any:
     def hook(module: Any, args: tuple[Any, ...]) -> None:
-        passed.training[name] = passed.training.get(name, False) or module.training
+        modes = passed.training if torch.is_grad_enabled() else passed.aside
+        modes[name] = modes.get(name, False) or module.training
         if isinstance(module, NORMS) and args and isinstance(args[0], Tensor) and args[0].dim() > 1:
             values = args[0].numel() // max(1, args[0].shape[1])
             passed.values[name] = min(values, passed.values.get(name, values))
@@ -106,7 +117,9 @@ def _entered(passed: Passed, name: str) -> Any:
     return hook
 
 
-def _came_out(passed: Passed, output: Any) -> None:
+def _came_out(passed: Passed, module: nn.Module, _: Any, output: Any) -> None:
+    if torch.is_grad_enabled():
+        passed.called = module.training
     try:
         passed.scores = nested.scores(output).detach().clone()
     except nested.NoTensorError:

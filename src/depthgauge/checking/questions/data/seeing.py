@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +69,9 @@ def moved(subject: Subject, batch: Any) -> Moved | None:
     with random_states_kept():
         return Moved(
             loss_of(training, batch),
-            loss_of(training, _changed(batch, others, lambda each: each.roll(1, 0))),
-            loss_of(training, _changed(batch, targets, lambda each: each.roll(1, 0))),
-            loss_of(training, _changed(batch, targets, lambda each: each[:1].expand_as(each).clone())),
+            loss_of(training, changed(batch, others, lambda each: each.roll(1, 0))),
+            loss_of(training, changed(batch, targets, lambda each: each.roll(1, 0))),
+            loss_of(training, changed(batch, targets, lambda each: each[:1].expand_as(each).clone())),
             _distinct(training, batch),
         )
 
@@ -110,7 +110,7 @@ def _parts(subject: Subject) -> tuple[set[str | None], set[str | None]]:
     return (single, set(parts) - targets) if single == targets else (set(), set())
 
 
-def _changed(batch: Any, places: set[str | None], change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def changed(batch: Any, places: Collection[str | None], change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The batch with these tensors changed."""
     order = iter([place for place, _ in nested.tensors(batch)])
     return nested.mapped(batch, lambda tensor: change(tensor) if next(order) in places else tensor)

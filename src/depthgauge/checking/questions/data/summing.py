@@ -29,6 +29,9 @@ KINDS = {
         f"the loss doubles with the batch, and after {STEPS} of its own steps the mean over examples is below"
         f" {BETTER:g} of the loss that the sum reaches",
     ),
+    "divided_twice": Kind(
+        "fault", "two and three times the batch have a half and a third of the loss: a mean is divided by their number"
+    ),
     "grows_with_batch": Kind("property", "the loss is a sum over examples: its gradient grows with the batch"),
 }
 
@@ -38,7 +41,10 @@ def findings(subject: Subject) -> Iterator[Finding]:
     training, count = subject.training, subject.seen.examples
     if count is None or count < 2 or not subject.seen.loss:
         return
-    if subject.clock.left < 6 * subject.seen.seconds or not _sums(training, subject.seen.batch):
+    power = _power(training, subject.seen.batch) if subject.clock.left >= 6 * subject.seen.seconds else None
+    if power == -1:
+        yield _divided(subject.seen.loss, count)
+    if power != 1:
         return
     tried = _as_mean(subject, count) if training.optimizer is not None else None
     harms = tried is not None and tried.after < BETTER * tried.before
@@ -50,7 +56,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
             "summed_loss", Status.BROKEN if tried.before >= subject.seen.loss / count else Status.LOOK,
             f"{text}, and at this rate its first steps reach {reached} an example, where those of the mean"
             f" reach {tried.after:.4g}",
-            f"use the mean over the examples (reduction='mean'), or divide the rate by {count}",
+            f"use {tried.what} (reduction='mean'), or divide the rate by as much",
             f"{tried.after:.4g} an example after as many steps", ("loss",), measure, tried,
         )  # fmt: skip
     else:
@@ -61,20 +67,30 @@ def findings(subject: Subject) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _sums(training: Training, batch: Any) -> bool:
-    """Whether two and three times the batch have two and three times the loss."""
+def _power(training: Training, batch: Any) -> int | None:
+    """The power of the number of examples that the loss goes by, where two and three times the batch agree in it."""
     with training.untouched():
         training.model.eval()  # for batch normalization and dropout, one example is not like its copy
         loss = loss_of(training, batch)
+        found = set()
         for times in (2, 3):
-            again = nested.mapped(batch, partial(_repeated, times))
             try:
-                value = loss_of(training, again)
+                value = loss_of(training, nested.mapped(batch, partial(_repeated, times)))
             except Exception:  # noqa: BLE001 - rows that are no examples, as of a graph
-                return False
-            if not abs(value - times * loss) < SUMMED * abs(times * loss):
-                return False
-    return True
+                return None
+            powers = (p for p in (-1, 0, 1) if abs(value - times**p * loss) < SUMMED * abs(times**p * loss))
+            found.add(next(powers, None))
+    return found.pop() if len(found) == 1 else None
+
+
+def _divided(loss: float, count: int) -> Finding:
+    return Finding(
+        "divided_twice", Status.LOOK,
+        f"twice the examples give half the loss ({loss:.4g} for {count}): a mean is divided by their number once more",
+        f"divide once (the loss of this batch is then {count * loss:.4g}), and keep the rate",
+        f"gradients are {count} times as large, and do not shrink as a batch grows", ("loss",),
+        Measure("loss of twice the examples over loss", 0.5),
+    )  # fmt: skip
 
 
 def _repeated(times: int, tensor: torch.Tensor) -> torch.Tensor:
@@ -82,12 +98,16 @@ def _repeated(times: int, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _as_mean(subject: Subject, count: int) -> Tried | None:
-    """The loss an example after own steps, of the sum and of its mean."""
-    reached = [_stepped(subject, scale) / count for scale in (1.0, 1.0 / count)]
-    if math.isnan(reached[1]):
+    """The loss an example after own steps, of the sum and of its mean over examples, or over all numbers."""
+    reached = _stepped(subject, 1.0) / count
+    after, over = _stepped(subject, 1.0 / count) / count, "examples"
+    numbers = max((len(term.targets) for term in subject.seen.graph.terms if term.form == "regression"), default=0)
+    if not math.isfinite(reached) and not math.isfinite(after) and numbers > count:
+        after, over = _stepped(subject, 1.0 / numbers) / count, "all numbers"
+    if math.isnan(after):
         return None
-    before = reached[0] if math.isfinite(reached[0]) else math.inf
-    return Tried("the mean over examples", "loss an example after the same steps", before, reached[1])
+    before = reached if math.isfinite(reached) else math.inf
+    return Tried(f"the mean over {over}", "loss an example after the same steps", before, after)
 
 
 def _stepped(subject: Subject, scale: float) -> float:

@@ -8,6 +8,7 @@ interval, and the sharpness says from where on steps would diverge.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +19,21 @@ from depthgauge.checking.answers import Answer, Finding, Measure, Status, undeci
 from depthgauge.checking.beginning import Begun
 from depthgauge.checking.parameters import held_by
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.learning_rate import groups, kinds, ladder
+from depthgauge.checking.questions.learning_rate import branches, decaying, groups, kinds, ladder, schedules, stepping
+from depthgauge.checking.questions.learning_rate.branches import Branches
 from depthgauge.checking.questions.learning_rate.figure import draw
-from depthgauge.checking.questions.learning_rate.groups import Rates
-from depthgauge.checking.questions.learning_rate.judging import Evidence, diverged, judged, low, nothing, tiny
+from depthgauge.checking.questions.learning_rate.judging import (
+    Evidence,
+    diverged,
+    judged,
+    low,
+    no_gauge,
+    nothing,
+    tiny,
+)
 from depthgauge.checking.questions.learning_rate.learnt import learnt
+from depthgauge.checking.questions.learning_rate.longer import lengthened
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.questions.learning_rate.stability import A_PRODUCT, Stability, stability
 from depthgauge.checking.questions.learning_rate.warming import warmed
 from depthgauge.checking.questions.signal.holders import unregistered
@@ -36,13 +47,17 @@ A_STEP = 1.4  # times a pass, until one was timed: what an optimizer adds
 EVALUATION = ladder.BATCHES // 3  # steps that the losses of the batches afterwards cost as much as
 RUNGS = 5  # that a ladder has as a rule
 SHARES = {
+    "made-up steps": 0.15,
     "ladder": 0.5,
     "ladder alone": 0.9,
     "sharpness": 0.25,
+    "branches": 0.5,
+    "loading": 0.1,
     "sweep": 0.7,
 }  # of the time that is left when each begins
 SWEEPS = 5  # of a range test: the fewest that have an interval
 SWEEP_BATCHES = 24  # whose losses a range test is held against
+NEW_STEPS = kinds.LONGER * ladder.STEPS + 3 * branches.BATCHES  # at a rate that seems too small, and on new batches
 BELOW, ABOVE = 0.1, 30.0  # times the ladder's best rate: range of the range test
 SWEEP_STEPS = 26  # steps of a sweep, as a rule: it ends where the loss has doubled
 
@@ -53,16 +68,18 @@ def ask(subject: Subject) -> Answer:
     if training.optimizer is None:
         return undecided(QUESTION.id, QUESTION.text, "without an optimizer there is no learning rate to be judged")
     rates = Rates.of(training.optimizer)
-    settings = tuple(groups.read(training, rates, subject.seen.gradients))
+    settings: tuple[Finding, ...] = tuple(groups.read(training, rates, subject.seen.gradients))
+    settings += tuple(groups.maximizes(training, subject.seen))
     if not rates.largest:
         return _at_zero(settings)
-    if takes_closure(training.optimizer):
-        called = type(training.optimizer).__name__
-        return _unmeasured(settings, f"{called} takes a closure and searches its step itself: its rate was not tried")
-    if not math.isfinite(subject.seen.loss):
-        return _unmeasured(
-            settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
-        )
+    if why := _untried(subject, rates):
+        return _unmeasured(settings, why)
+    walked = _walked(subject, rates)
+    long = any(each.kind in {"momentum", "betas", "dampened"} for each in settings)
+    settings += tuple(each for each in stepping.findings(walked) if not (long and each.kind == "endless_sum"))
+    if not max(rates.present) and schedules.unsteered(training.optimizer, rates, walked.rates):
+        finding = schedules.idle(rates, walked.steps)
+        return Answer(QUESTION.id, QUESTION.text, finding.text, (finding, *settings), finding.measure)
     second = A_STEP * subject.seen.seconds
     share = SHARES["ladder"]
     steps = _fitting(subject, second, share, ladder.STEPS)
@@ -77,7 +94,36 @@ def ask(subject: Subject) -> Answer:
     begun, batches = subject.begun, subject.batches(ladder.BATCHES)
     clock = subject.clock.part(share)
     rungs = ladder.climb(training, rates, batches, steps, lambda took: clock.left > steps * max(second, took))
+    if schedules.unsteered(training.optimizer, rates, walked.rates):
+        settings += tuple(schedules.low(training, rates, batches, rungs, walked.steps))
+    told = any(each.kind == "decay_dominates" for each in settings)
+    if not told and decaying.asked(training, rates) and subject.clock.left > 3 * decaying.STEPS * second:
+        settings += tuple(decaying.findings(training, rates, batches, rungs))
     return _climbed(subject, settings, rates, rungs, begun)
+
+
+def _untried(subject: Subject, rates: Rates) -> str:
+    """The reason why no rate can be tried; empty where it can."""
+    if branches.warming(rates) and rates.largest == 1:
+        return "its schedule scales a rate of 1, as one does that returns the rate itself: its peak is not known"
+    optimizer = subject.training.optimizer
+    if optimizer is not None and takes_closure(optimizer):
+        called = type(optimizer).__name__
+        return f"{called} takes a closure and searches its step itself: its rate was not tried"
+    if not math.isfinite(subject.seen.loss):
+        return f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
+    return ""
+
+
+def _walked(subject: Subject, rates: Rates) -> stepping.Walked:
+    """Steps on made-up gradients; none where they fail, as own steps then say better."""
+    clock = subject.clock.part(SHARES["made-up steps"])
+    if stepping.OWN * A_STEP * subject.seen.seconds > clock.left:
+        return stepping.Walked()
+    try:
+        return stepping.walk(subject.training, rates, subject.batches(stepping.OWN), lambda: clock.left)
+    except Exception:  # noqa: BLE001 - an optimizer may insist on gradients of its own loss
+        return stepping.Walked()
 
 
 def _fitting(subject: Subject, second: float, share: float, most: int) -> int:
@@ -95,10 +141,13 @@ def _climbed(
     second = float(np.median([rung.seconds for rung in rungs.rungs]))
     stable = stability(training, rates, batches, subject.clock.count(A_PRODUCT * second, 30, SHARES["sharpness"]))
     already = learnt(training, batches, rungs.before)
-    seen = Evidence(
-        rates, rungs, begun, already, _suggested(subject, rates, rungs, second),
-        math.nan if already or not tiny(rungs) else _longer(training, rates, batches, rungs), _game(subject),
-    )  # fmt: skip
+    more = None
+    if tiny(rungs) and not already:
+        fits = subject.clock.count(second, NEW_STEPS, SHARES["branches"]) == NEW_STEPS
+        more = lengthened(training, rates, _many(subject) if fits else batches, rungs)
+    grown = _grown(subject, rates, rungs, second)
+    suggested = _suggested(subject, rates, rungs, second)
+    seen = Evidence(rates, rungs, begun, already, suggested, more, _game(subject), grown)
     findings = [*settings, *judged(seen)]
     if not any(finding.kind in {"diverges", "rate_too_large", "no_progress"} for finding in findings):
         findings.extend(warmed(training, rates, batches, rungs))
@@ -123,9 +172,25 @@ def _unmeasured(settings: Sequence[Finding], why: str) -> Answer:
     return Answer(QUESTION.id, QUESTION.text, why, (*settings, *answer.findings))
 
 
-def _longer(training: Training, rates: Rates, batches: Sequence[Any], rungs: ladder.Ladder) -> float:
-    """The fall at the present rate in several times as many steps: some losses stay on a plateau first."""
-    return ladder.rung(training, rates.peak, batches, kinds.LONGER * rungs.steps, rungs.before).fall
+def _grown(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: float) -> Branches | None:
+    """Branches at the present rate and at smaller ones; None where far larger ones are better, or time is short."""
+    if rungs.best.factor >= kinds.SMALL_FACTOR or no_gauge(rungs):
+        return None
+    if math.isinf(rungs.here.fall) and not branches.warming(rates):
+        return None
+    steps = subject.clock.count(second, 3 * branches.MOST + 2 * branches.FIRST, SHARES["branches"])
+    if steps < 2 * kinds.FEWEST_STEPS:
+        return None
+    return branches.compared(subject.training, rates, _many(subject), steps, rungs.start)
+
+
+def _many(subject: Subject) -> list[Any]:
+    """As many batches as a branch goes round, or fewer where a loader takes long."""
+    known = 2 * ladder.BATCHES
+    start = time.perf_counter()
+    subject.batches(known)
+    a_batch = (time.perf_counter() - start) / known
+    return subject.batches(max(known, subject.clock.count(a_batch, branches.BATCHES, SHARES["loading"])))
 
 
 def _game(subject: Subject) -> bool:

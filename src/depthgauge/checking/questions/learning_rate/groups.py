@@ -1,63 +1,24 @@
-"""Reading of an optimizer's parameter groups: rates, schedules, momentum, weight decay."""
+"""Reading of an optimizer's parameter groups: momentum, dampening, weight decay."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Measure, Status
-from depthgauge.checking.observing import Gradient
+from depthgauge.checking.observing import Gradient, Seen
 from depthgauge.checking.parameters import format_of, names_of
-from depthgauge.checking.questions.learning_rate import kinds
+from depthgauge.checking.questions.learning_rate import kinds, still
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.words import percent
 from depthgauge.workload import Training
 
 IDLE_MOMENTUM = 0.3  # below it averages over fewer than 1.5 gradients
-
-
-@dataclass(frozen=True)
-class Rates:
-    """The rates of an optimizer's parameter groups.
-
-    Attributes:
-        present: of each group, as they stand.
-        peak: of each group, the largest that its schedule is known to reach; the present ones without a schedule.
-        scheduled: whether a scheduler holds the optimizer.
-    """
-
-    present: tuple[float, ...]
-    peak: tuple[float, ...]
-    scheduled: bool
-
-    @staticmethod
-    def of(optimizer: Any) -> Rates:
-        """Read them. `initial_lr` and `max_lr` are what torch's schedulers leave in a group."""
-        groups = optimizer.param_groups
-        present = tuple(float(group["lr"]) for group in groups)
-        peak = tuple(
-            max(float(group[name]) for name in ("lr", "initial_lr", "max_lr") if group.get(name) is not None)
-            for group in groups
-        )
-        return Rates(present, peak, any("initial_lr" in group for group in groups))
-
-    @property
-    def largest(self) -> float:
-        """The largest peak."""
-        return max(self.peak)
-
-    def times(self, factor: float) -> tuple[float, ...]:
-        """So many times the peak, of each group."""
-        return tuple(factor * rate for rate in self.peak)
-
-    def __str__(self) -> str:
-        """`0.001`, `0.001 and 0.01`."""
-        return " and ".join(f"{rate:.3g}" for rate in sorted(set(self.peak)))
 
 
 def read(training: Training, rates: Rates, gradients: Mapping[str, Gradient | None]) -> Iterator[Finding]:
@@ -72,14 +33,35 @@ def read(training: Training, rates: Rates, gradients: Mapping[str, Gradient | No
         if len(rates.peak) > 1:
             where = (*where, *[names[id(each)] for each in group["params"] if id(each) in names][:5])
         yield from _momentum(group, which, where)
+        yield from _entering(group, which, where)
         yield from _decay(group, rates.peak[place], which, where, default)
-        if rates.peak[place] == 0 < rates.largest and any(each.requires_grad for each in group["params"]):
-            yield Finding(
-                "group_at_zero", Status.LOOK, f"{which} has the rate 0, so that its weights never move",
-                "set its rate above 0, or freeze its parameters (requires_grad_(False)), which saves their gradients",
-                "its weights train", where, Measure("learning rate", 0.0),
-            )  # fmt: skip
+    yield from still.groups(training, rates)
     yield from _drowned(training, gradients)
+
+
+def maximizes(training: Training, seen: Seen) -> Iterator[Finding]:
+    """A finding where steps go up a loss that is to go down: the mean of one of torch's loss functions."""
+    assert training.optimizer is not None
+    up = any(group.get("maximize") for group in training.optimizer.param_groups)
+    term = next((each for each in seen.graph.terms if each.is_all_of(seen.loss)), None)
+    if up and term is not None:
+        yield Finding(
+            "maximizes", Status.BROKEN,
+            f"the optimizer has maximize=True, and the loss is {term.name}, which is to fall: each step raises it",
+            "leave maximize out", "the loss falls", ("optimizer",),
+        )  # fmt: skip
+
+
+def _entering(group: Mapping[str, Any], which: str, where: tuple[str, ...]) -> Iterator[Finding]:
+    """Dampening that keeps every gradient but the first out of the momentum."""
+    dampening = float(group.get("dampening") or 0.0)
+    if float(group.get("momentum") or 0.0) > 0 and dampening >= 1:
+        yield Finding(
+            "dampened", Status.BROKEN,
+            f"{which} has dampening {dampening:g}: of each gradient {1 - dampening:g} times enters the momentum, so"
+            " that steps repeat the first one",
+            "set dampening to 0", "steps follow the gradients", where, Measure("dampening", dampening),
+        )  # fmt: skip
 
 
 def _momentum(group: Mapping[str, Any], which: str, where: tuple[str, ...]) -> Iterator[Finding]:
@@ -119,7 +101,9 @@ def _decay(
 ) -> Iterator[Finding]:
     """Decay a step: rate times weight decay, decoupled from the gradient or part of it. Nobody asked for a default."""
     decay = float(group.get("weight_decay") or 0.0)
-    step = rate * decay
+    kept = float(group.get("momentum") or 0.0) if "betas" not in group else 0.0
+    # A decay that is part of the gradient enters the momentum, too: it adds up to 1 / (1 - m) times as much a step.
+    step = rate * decay / (1 - kept) if 0 <= kept < 1 else rate * decay
     trained = [each for each in group["params"] if each.requires_grad and each.is_floating_point()]
     if not step or not trained:
         return
@@ -139,13 +123,14 @@ def _decay(
             "weights decay as they were meant to", where, measure,
         )  # fmt: skip
     elif step >= kinds.STRONG_DECAY and (decoupled or not adaptive):
-        turned = step >= kinds.FLIPPED_DECAY
+        turned = rate * decay >= kinds.FLIPPED_DECAY
         gone = "nothing that was learnt stays" if turned else f"what was learnt is gone after {3 / step:.0f} steps"
         yield Finding(
             "decay_dominates", Status.BROKEN if turned else Status.LOOK,
             f"weight decay {decay:g} of {which} at the rate {rate:.3g} takes {percent(min(step, 1))} of every weight in"
             f" every step: {gone}",
-            f"set weight_decay to {_rounded(1e-4 / rate)} or less", "weights keep what they learn", where, measure,
+            f"set weight_decay to {_rounded(1e-4 * decay / step)} or less", "weights keep what they learn", where,
+            measure,
         )  # fmt: skip
 
 

@@ -11,9 +11,11 @@ import numpy as np
 from depthgauge import learning_rate as range_test
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.beginning import Begun
-from depthgauge.checking.questions.learning_rate import kinds
-from depthgauge.checking.questions.learning_rate.groups import Rates
+from depthgauge.checking.questions.learning_rate import branches, kinds
+from depthgauge.checking.questions.learning_rate.branches import Branches
 from depthgauge.checking.questions.learning_rate.ladder import STEPS, Ladder, Rung, digits, least
+from depthgauge.checking.questions.learning_rate.longer import Longer
+from depthgauge.checking.questions.learning_rate.rates import Rates
 
 WHERE = ("optimizer",)
 
@@ -28,8 +30,9 @@ class Evidence:
         begun: the first own steps on the training's own stream; None where they were not made.
         learnt: how one sees that the model has learnt already; empty where it has not.
         suggested: the rate of a range test, or of the ladder.
-        longer: fall at the present rate in several times as many steps; NaN where nobody asked.
+        longer: several times as many steps at the present rate; None where nobody asked.
         game: whether the loss passes through weights that train in another optimizer, as a generator's does.
+        grown: hundreds of steps on batches as they come, at the present rate and at smaller ones; None without time.
     """
 
     rates: Rates
@@ -37,8 +40,9 @@ class Evidence:
     begun: Begun | None
     learnt: str
     suggested: Measure
-    longer: float = math.nan
+    longer: Longer | None = None
     game: bool = False
+    grown: Branches | None = None
 
 
 def judged(seen: Evidence) -> Iterator[Finding]:
@@ -48,11 +52,13 @@ def judged(seen: Evidence) -> Iterator[Finding]:
         return
     if diverged(seen):
         yield _diverges(seen)
+    elif no_gauge(ladder):
+        return
     elif nothing(ladder):
         if not seen.learnt:
             yield _no_progress(seen) if ladder.whole else _unfinished(seen)
     elif _too_large(seen):
-        yield _large(seen)
+        yield _large(seen) if seen.grown is None or _soon(seen) else _late(seen, seen.grown)
     elif low(ladder) and not seen.learnt:
         yield _small(seen)
 
@@ -65,12 +71,19 @@ def low(ladder: Ladder) -> bool:
 def diverged(seen: Evidence) -> bool:
     """Tell whether the user's rates end in a loss that is not finite."""
     own = seen.begun.losses if seen.begun is not None and not seen.rates.scheduled else ()
-    return math.isinf(seen.ladder.here.fall) or bool(own and not math.isfinite(own[-1]))
+    warmed = branches.warming(seen.rates) and branches.recovers(seen.grown)
+    return (math.isinf(seen.ladder.here.fall) and not warmed) or bool(own and not math.isfinite(own[-1]))
 
 
 def nothing(ladder: Ladder) -> bool:
     """Tell whether no rate lets the loss fall."""
     return ladder.best.fall < least(ladder.before)
+
+
+def no_gauge(ladder: Ladder) -> bool:
+    """Tell whether the loss lies about zero, as one does that gains weigh (a policy's): it tells no progress."""
+    low, high = min(ladder.before), max(ladder.before)
+    return low < 0 and (high > 0 or abs(ladder.start) < kinds.ABOUT_ZERO * float(np.std(ladder.before)))
 
 
 def tiny(ladder: Ladder) -> bool:
@@ -82,10 +95,18 @@ def tiny(ladder: Ladder) -> bool:
 
 
 def _too_large(seen: Evidence) -> bool:
+    """Ask the ladder, whose few batches the steps go round; branches on batches as they come may say otherwise."""
+    return branches.too_large(seen.grown) or (_soon(seen) and not branches.recovers(seen.grown))
+
+
+def _soon(seen: Evidence) -> bool:
+    """Tell whether the ladder, or the first own steps, show a rate that is too large."""
     ladder = seen.ladder
     smaller = ladder.best.factor <= kinds.LARGE_FACTOR
     far = bool(range_test.far(ladder.here.losses, np.array(ladder.before)).any())
-    return (smaller and (ladder.share < kinds.LARGE_SHARE or far)) or (ladder.best.factor <= 1 and rises(seen))
+    lost = ladder.best.fall - ladder.here.fall >= kinds.HARM * abs(ladder.start) or not ladder.share > 0
+    behind = ladder.share < kinds.LARGE_SHARE and lost
+    return (smaller and (behind or far)) or (ladder.best.factor <= 1 and rises(seen))
 
 
 def rises(seen: Evidence) -> bool:
@@ -208,11 +229,43 @@ def _large(seen: Evidence) -> Finding:
     )  # fmt: skip
 
 
+def _late(seen: Evidence, grown: Branches) -> Finding:
+    """A rate that is seen to be too large over hundreds of steps alone."""
+    rate = seen.rates.largest
+    better = grown.best
+    if seen.suggested.high < rate:
+        better = seen.suggested.value / rate
+    ends, own = grown.late(grown.best), grown.late(1.0)
+    start = f"{grown.start:.3g}"
+    reached = f"{own:.3g}" if math.isfinite(own) else "a value that is not finite"
+    what = f"mean loss of the second half of {grown.steps} steps"
+    lower = f"{grown.best * rate:.2g} takes it to {ends:.3g}"
+    return Finding(
+        "rate_too_large", Status.BROKEN if not own < grown.start else Status.LOOK,
+        f"the learning rate {seen.rates} is about {_times(1 / better)} times too large: over {grown.steps} steps it"
+        f" takes the loss from {start} to {reached}, where {lower}",
+        _to(seen) if better != grown.best else f"set the learning rate to {better * rate:.2g}",
+        f"over {grown.steps} steps the loss falls from {start} to {ends:.3g}, not to {reached}", WHERE,
+        Measure("better over present rate", better, method=what),
+        Tried(f"a rate of {grown.best * rate:.2g}", what, own, ends),
+    )  # fmt: skip
+
+
 def _open(seen: Evidence) -> bool:
     """Tell whether the fall of 24 steps says little: it has no floor, as a policy's, or steps still grow."""
     ladder = seen.ladder
     floorless = ladder.best.fall > kinds.NO_FLOOR * abs(ladder.start) and ladder.best.fall > ladder.start
-    return floorless or seen.longer > kinds.GROWING * kinds.LONGER * max(ladder.here.fall, 0.0) > 0
+    return floorless or _moves(seen)
+
+
+def _moves(seen: Evidence) -> bool:
+    """Tell whether more steps at the present rate do something, or larger ones gain nothing on new batches."""
+    longer, here = seen.longer, max(seen.ladder.here.fall, 0.0)
+    if longer is None:
+        return False
+    grows = longer.fall > kinds.GROWING * kinds.LONGER * here > 0
+    falls = longer.fall >= kinds.LOW_SHARE * seen.ladder.best.fall
+    return grows or falls or longer.moved >= kinds.MOVED or not longer.gains
 
 
 def _small(seen: Evidence) -> Finding:
@@ -222,7 +275,7 @@ def _small(seen: Evidence) -> Finding:
         f"in {ladder.steps} steps it takes the loss from {_start(ladder)} to {ladder.after(ladder.here)}, where"
         f" {ladder.best.factor * seen.rates.largest:.2g} takes it to {ladder.after(ladder.best)}"
     )
-    if not tiny(ladder) or seen.longer >= kinds.LOW_SHARE * ladder.best.fall or seen.game or _open(seen):
+    if not tiny(ladder) or seen.game or _open(seen):
         text = f"the learning rate {seen.rates} is low: {did}"
         return Finding("rate_low", Status.LOOK, text, _to(seen), _expected(seen), WHERE, measure, tried)
     still = ladder.here.fall < least(ladder.before)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge.checking.questions.learning_rate import kinds
-from depthgauge.checking.questions.learning_rate.groups import Rates
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.steps import losses, set_rates, step
 from depthgauge.workload import Training
 
@@ -167,16 +167,33 @@ def rung(
         before: losses of the batches before.
         factor: times the user's rates, that these are.
     """
-    assert training.optimizer is not None
-    made: list[float] = []
     with training.untouched():
         start = time.perf_counter()
-        for place in range(steps):
-            set_rates(training.optimizer, rates)
-            made.append(step(training, batches[place % len(batches)]))
-            if not math.isfinite(made[-1]):
-                break
+        made = walked(training, rates, batches, steps)
         seconds = (time.perf_counter() - start) / len(made)
         after = losses(training, batches) if math.isfinite(made[-1]) else [math.nan]
     fall = float(np.mean(before) - np.mean(after))
     return Rung(factor, tuple(made), fall if math.isfinite(fall) else -math.inf, seconds)
+
+
+def walked(
+    training: Training, rates: Sequence[float], batches: Sequence[Any], steps: int, *, warm: int = 0
+) -> list[float]:
+    """Make up to so many steps round the batches; the losses before them, up to one that is not finite.
+
+    Args:
+        training: changed: to be called within `untouched()`.
+        rates: of each parameter group.
+        batches: that the steps go round.
+        steps: most.
+        warm: steps over which the rates rise linearly from 0.
+    """
+    assert training.optimizer is not None
+    made: list[float] = []
+    for place in range(steps):
+        risen = min(1.0, (place + 1) / max(warm, 1))
+        set_rates(training.optimizer, [risen * rate for rate in rates])
+        made.append(step(training, batches[place % len(batches)]))
+        if not math.isfinite(made[-1]):
+            break
+    return made

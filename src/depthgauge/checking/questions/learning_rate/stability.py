@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from depthgauge import curvature, nested
-from depthgauge.checking.questions.learning_rate.groups import Rates
+from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.steps import set_rates, step
 from depthgauge.workload import Training
 

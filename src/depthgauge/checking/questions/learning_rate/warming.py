@@ -10,9 +10,9 @@ import numpy as np
 
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.questions.learning_rate import kinds
-from depthgauge.checking.questions.learning_rate.groups import Rates
-from depthgauge.checking.questions.learning_rate.ladder import Ladder
-from depthgauge.checking.steps import losses, set_rates, step
+from depthgauge.checking.questions.learning_rate.ladder import Ladder, walked
+from depthgauge.checking.questions.learning_rate.rates import Rates
+from depthgauge.checking.steps import losses
 from depthgauge.workload import Training
 
 
@@ -46,11 +46,8 @@ def warmed(training: Training, rates: Rates, batches: Sequence[Any], ladder: Lad
 
 def _with_warm_up(training: Training, rates: Rates, batches: Sequence[Any], steps: int) -> float:
     """Mean loss of the batches after steps whose rate rises over the first half; infinite where it is not finite."""
-    assert training.optimizer is not None
     with training.untouched():
-        for place in range(steps):
-            set_rates(training.optimizer, rates.times(min(1.0, 2 * (place + 1) / steps)))
-            if not math.isfinite(step(training, batches[place % len(batches)])):
-                return math.inf
+        if not math.isfinite(walked(training, rates.peak, batches, steps, warm=steps // 2)[-1]):
+            return math.inf
         after = float(np.mean(losses(training, batches)))
     return after if math.isfinite(after) else math.inf

@@ -157,15 +157,19 @@ def _overflows_later(asked: _Asked) -> list[Finding]:
 def _in_float32(asked: _Asked, finding: Finding) -> Finding:
     """The finding with float32 weights tried; a property where the loss falls as far without them."""
     begun = asked.subject.begun
-    if finding.kind != "lost_updates" or not asked.present or begun is None or not begun.after:
+    if finding.kind != "lost_updates" or begun is None:
         return finding
+    harmless = dataclasses.replace(finding, kind="still_parameters", status=Status.LOOK)
+    if not asked.present or not begun.after:
+        return finding if updates.untried(finding) else harmless
     fell = (sum(begun.before) - sum(begun.after)) / len(begun.before)
     clock = asked.subject.clock.part(0.5)
     wide = passes.fall_in_float32(asked.subject.training, begun.steps, lambda: clock.left > 0)
     if math.isnan(wide):
-        return finding
-    if updates.without_harm(fell, wide):
-        return dataclasses.replace(finding, kind="still_parameters", status=Status.LOOK)
+        return finding if updates.untried(finding) else harmless
+    start = sum(begun.before) / len(begun.before)
+    if updates.without_harm(fell, wide, 0.0 if updates.untried(finding) else updates.COARSE * abs(start)):
+        return harmless
     measure = f"fall of the loss in {begun.steps} steps"
     return dataclasses.replace(finding, tried=Tried("float32 weights", measure, fell, wide))
 

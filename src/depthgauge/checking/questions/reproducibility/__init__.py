@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from depthgauge.checking.answers import Answer, Finding, Measure, Status
 from depthgauge.checking.attributes import takes_on
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.reproducibility import accumulating, future, mixing, repeating, saying
+from depthgauge.checking.questions.reproducibility import accumulating, future, handing, mixing, repeating, saying
 from depthgauge.checking.questions.reproducibility.figure import draw
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
@@ -25,6 +25,7 @@ KEPT = 0.2  # of the time, that single examples' gradients leave
 
 _TIES = {
     "keeps_state": "the model keeps something from call to call",
+    "hands_on_state": "the model keeps something from call to call",
     "examples_meet": "examples of a batch meet in the model",
     "mixes_examples": "the model mixes examples",
 }
@@ -122,7 +123,8 @@ def _mixed(asked: _Asked) -> None:
         )
     part = batch if part is None else part
     if found.repeats and (kept := saying.carried(mixing.carries(training, part))) is not None:
-        asked.found(kept, "")
+        handed = handing.handed_on(training)
+        asked.found(saying.handed_on(handed) if handed else kept, "")
     later = future.future(training, part)
     if later.moved == later.moved:  # it is a model of next tokens
         asked.found(saying.future(later), "no output depends on a later token")

@@ -225,12 +225,14 @@ class Examples:
             while len(single) < self._count and going():
                 single.append(self._of([len(single)]))
         sizes = np.array([np.linalg.norm(each) for each in single])
-        if len(single) < max(4, self._count) or not (sizes.all() and np.isfinite(sizes).all()):
+        places = np.flatnonzero(sizes).tolist()  # an example of which all is masked weighs nothing
+        if len(single) < self._count or len(places) < 4 or not np.isfinite(sizes).all():
             return math.nan
-        if np.linalg.cond(np.stack(single, axis=1) / sizes) > 1 / CONDITION:
+        told = [single[place] for place in places]
+        if np.linalg.cond(np.stack(told, axis=1) / sizes[places]) > 1 / CONDITION:
             return math.nan
-        weights = self._means(single, self._gradients.of(self._batch, self._held))
-        if weights is None or not self._contradicted(single, weights):
+        weights = self._means(told, self._gradients.of(self._batch, self._held))
+        if weights is None or not self._contradicted(told, weights, places):
             return math.nan
         return float(weights.max() / weights.min())
 
@@ -247,11 +249,11 @@ class Examples:
         total = float(weights.sum())
         return weights if round(total) >= 1 and abs(total - round(total)) <= ALIKE else None
 
-    def _contradicted(self, single: Sequence[Floats], weights: Floats) -> bool:
+    def _contradicted(self, single: Sequence[Floats], weights: Floats, places: Sequence[int]) -> bool:
         """Tell whether two examples by themselves have other weights, relative to each other, than in the whole."""
         half, contradicted = len(single) // 2, False
         for one in range(0, half, max(1, half // 4)):
-            found = self._means([single[one], single[one + half]], self._of([one, one + half]))
+            found = self._means([single[one], single[one + half]], self._of([places[one], places[one + half]]))
             if found is None:
                 return False
             contradicted |= abs(math.log(weights[one] / weights[one + half] * found[1] / found[0])) > 2 * ALIKE

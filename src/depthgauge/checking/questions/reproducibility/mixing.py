@@ -101,25 +101,25 @@ def _judged(training: Training, part: Any, base: list[Event], again: list[Event]
     count = nested.rows(part) or 0
     if not any(event.edge == "out" for event in base):
         return Mixed(why="no call of the model was seen")
-    if _changes(base, again, distance) > 0:
+    if changes(base, again, distance) > 0:
         return Mixed(why="its outputs are others in every call", repeats=False)
-    found = Mixed(0.0, max((_band(each) for event in base for _, each in event.read), default=0.0))
+    found = Mixed(0.0, max((band(each) for event in base for _, each in event.read), default=0.0))
     for row in (0, count // 2):
         outside = partial(others, count=count, row=row)
-        replaced = _replaced(part, row)
-        if replaced is None:
+        changed = replaced(part, row)
+        if changed is None:
             return Mixed(why="its examples are all alike")
-        other = outputs(training, replaced)
-        if _changes(base, other, outside, "in") > found.band:
+        other = outputs(training, changed)
+        if changes(base, other, outside, "in") > found.band:
             return Mixed(why="the loss mixes the examples before the model sees them")
-        moved = _changes(base, other, outside, "out")
+        moved = changes(base, other, outside, "out")
         if moved > max(found.band, found.moved):
-            found = replace(_culprit(training, part, replaced, row, found.band), moved=moved, band=found.band)
+            found = replace(_culprit(training, part, changed, row, found.band), moved=moved, band=found.band)
     if not found.mixes:
         return found
     order = torch.randperm(count, generator=seeding.generator(0, Purpose.SAMPLE))
     turned = nested.mapped(part, lambda tensor: tensor[order.to(tensor.device)])
-    apart = _changes(base, outputs(training, turned), lambda a, b: distance(_turned(a, order), b), "out")
+    apart = changes(base, outputs(training, turned), lambda a, b: distance(_turned(a, order), b), "out")
     return replace(found, ordered=apart > found.band, along=_along(training, part, count), meant=_meant(training))
 
 
@@ -127,12 +127,13 @@ def outputs(training: Training, batch: Any, *, deep: bool = False) -> list[Event
     """Tensors that the loss hands to the model and gets from it, in eval mode; of every module where `deep`."""
     with attributes_kept(training), training.untouched():
         training.model.eval()
-        with recorded(training.model, _copy, lambda outer: outer or deep) as events:
+        with recorded(training.model, copied, lambda outer: outer or deep) as events:
             training.value(batch)
     return events
 
 
-def _copy(tensor: Tensor) -> Tensor:
+def copied(tensor: Tensor) -> Tensor:
+    """The same numbers, by themselves."""
     return tensor.detach().clone()
 
 
@@ -171,7 +172,7 @@ def distance(a: Tensor, b: Tensor, whole: Tensor | None = None) -> float:
     return 0.0 if difference == 0 else math.inf if math.isnan(difference) else difference / (scale or 1.0)
 
 
-def _changes(
+def changes(
     one: list[Event], other: list[Event], measure: Callable[[Tensor, Tensor], float], edge: str = "out"
 ) -> float:
     """Largest of a measure over the outermost calls' tensors; infinite where the calls are not the same."""
@@ -186,11 +187,12 @@ def _changes(
     return max((each for each in found if not math.isnan(each)), default=0.0)
 
 
-def _band(tensor: Tensor) -> float:
+def band(tensor: Tensor) -> float:
+    """The change that rounding may make of it: half the digits of its format."""
     return math.sqrt(torch.finfo(tensor.dtype).eps) if tensor.is_floating_point() else 0.0
 
 
-def _replaced(batch: Any, row: int) -> Any:
+def replaced(batch: Any, row: int) -> Any:
     """The batch with one example replaced by another that differs from it; None where all are alike."""
     count = nested.rows(batch) or 0
 
@@ -215,15 +217,15 @@ def _turned(tensor: Tensor, order: Tensor) -> Tensor:
     return tensor
 
 
-def _culprit(training: Training, part: Any, replaced: Any, row: int, band: float) -> Mixed:
+def _culprit(training: Training, part: Any, changed: Any, row: int, least: float) -> Mixed:
     """The module in whose call others' numbers begin to move."""
     count = nested.rows(part) or 0
-    one, other = (outputs(training, each, deep=True) for each in (part, replaced))
+    one, other = (outputs(training, each, deep=True) for each in (part, changed))
     kinds = {name: type(each).__name__ for name, each in training.model.named_modules()}
     for first, second in zip(one, other, strict=False):
         pairs = zip(first.read, second.read, strict=False)
         if (first.layer, first.edge) != (second.layer, second.edge) or not any(
-            others(a, b, count, row) > band for (_, a), (_, b) in pairs
+            others(a, b, count, row) > least for (_, a), (_, b) in pairs
         ):
             continue
         name, before = (first.layer, "") if first.edge == "out" else (first.within or "model", first.layer)
@@ -262,10 +264,10 @@ def carries(training: Training, batch: Any) -> float:
         training.model.eval()
         for _ in range(2):
             same_draws = (random_states_kept(), attributes_kept(training, draws=True))
-            with same_draws[0], same_draws[1], recorded(training.model, _copy, lambda outer: outer) as events:
+            with same_draws[0], same_draws[1], recorded(training.model, copied, lambda outer: outer) as events:
                 training.value(batch)
             runs.append(events)
-    return _changes(runs[0], runs[1], distance)
+    return changes(runs[0], runs[1], distance)
 
 
 def by_example(training: Training, batch: Any) -> bool:

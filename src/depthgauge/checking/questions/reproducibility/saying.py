@@ -22,6 +22,10 @@ KINDS = {
     ),
     "examples_meet": Kind("property", "in eval mode outputs depend on the batch's other examples, not on their order"),
     "keeps_state": Kind("property", "a second call on the same batch, in eval mode, returns other outputs"),
+    "hands_on_state": Kind(
+        "fault", "in eval mode an example's output moves when the same row of the batch before it holds another"
+        f" example, no other row's does, by {_HALF}, and the loader draws its examples at random",
+    ),
     "sees_future": Kind(
         "fault", "a model of next tokens returns outputs that depend on later tokens, those that it is to tell, by"
         f" {_HALF}",
@@ -50,6 +54,7 @@ _IN_SHORT = {
     "mixes_examples": "an example's output moves by {} with the others of its batch",
     "examples_meet": "an example's output moves by {} with the others of its batch",
     "keeps_state": "the model keeps something from call to call (its output moves by {})",
+    "hands_on_state": "a row's output moves by {} with the same row of the batch before",
     "sees_future": "outputs move by {} with later tokens",
     "every_pair": "every output is held against every target",
     "weighted_mean": "the plain mean of parts misses a batch's gradient by {}",
@@ -143,6 +148,18 @@ def carried(moved: float) -> Finding | None:
         f" {percent(moved)}: the model keeps something from call to call.",
         "reset what the model keeps between sequences, and before each evaluation", "", ("model",),
         Measure("change of the output at a second call", moved, unit="of the root mean square"),
+    )  # fmt: skip
+
+
+def handed_on(moved: float) -> Finding:
+    """Finding of a state that goes over to an unrelated batch."""
+    return Finding(
+        "hands_on_state", Status.BROKEN,
+        f"An example's output moves by {percent(moved)} with the example that had its row in the batch before, which"
+        " has nothing to do with it: the loader draws its examples at random, and the model keeps a state a row.",
+        "begin each batch with a new state, or read the sequences in order, so that a row goes on where it ended",
+        "outputs depend on their own example alone", ("model", "batches"),
+        Measure("change of a row's output with the batch before", moved, unit="of the root mean square"),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -14,12 +14,25 @@ from depthgauge import nested, probe, seeding
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, most_severe
 from depthgauge.checking.beginning import quietly
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, remedies
+from depthgauge.checking.questions.signal import (
+    absent,
+    averages,
+    equal,
+    frozen,
+    holding,
+    passed_by,
+    passing,
+    remedies,
+    reversing,
+    telling,
+    watching,
+)
 from depthgauge.checking.questions.signal import depth as depth_of
 from depthgauge.checking.questions.signal.figure import draw
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.questions.signal.kinds import KINDS
 from depthgauge.checking.questions.signal.passing import Passed
+from depthgauge.checking.questions.signal.watching import Watched
 from depthgauge.checking.questions.signal.wiring import Wiring
 from depthgauge.checking.steps import go_on
 from depthgauge.checking.subject import Subject
@@ -44,12 +57,14 @@ class Later:
         steps: how many.
         equal: layers whose units are still equal.
         passage: by depth, after them.
+        watched: what a watched pass shows after them.
     """
 
     passed: Passed | None = None
     steps: int = 0
     equal: tuple[Finding, ...] = ()
     passage: depth_of.Passage | None = None
+    watched: Watched | None = None
 
 
 def ask(subject: Subject) -> Answer:
@@ -62,20 +77,37 @@ def ask(subject: Subject) -> Answer:
 def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     now = _passes(subject, others)
     later = _later(subject, others)
-    wiring = Wiring(subject.training, now, later.passed, others)
+    wiring = Wiring(subject.training, now, later.passed, others, subject.seen.batch)
     found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
-    found += [*frozen.findings(wiring), *later.equal]
+    found += [*frozen.findings(wiring), *later.equal, *_averages(subject)]
+    watched, turned = _watched(subject, others)
+    found += [*turned, *(telling.findings(subject.training.model, watched, later.watched) if watched else ())]
     found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)
     depth = _depth(subject, sound=not any(each.kind == "nonfinite" for each in found))
     if isinstance(depth, Finding):
         found.append(depth)
         depth = None
-    found += passed_by.of_depth(depth) if depth else ()
+    found += _advised(passed_by.of_depth(depth, later.passage) if depth else (), found)
     if not any(each.requires_grad for each in subject.training.model.parameters()):
         found.append(Finding("not_measured", Status.UNDECIDED, "no parameter of the model trains", where=("model",)))
     alive = now.alive | (later.passed.alive if later.passed else set())
     says = _says(found, len(alive), depth, later)
     return Answer(QUESTION.id, QUESTION.text, says, tuple(found), _measure(depth), _tables(now, depth, later))
+
+
+def _advised(passage: Iterable[Finding], found: list[Finding]) -> list[Finding]:
+    """Findings of the passage, less wishes where a fault was found that may be their reason."""
+    wrong = any(KINDS[each.kind].nature == "fault" for each in found if each.kind in KINDS)
+    return [each for each in passage if not (wrong and KINDS[each.kind].nature == "opportunity")]
+
+
+def _averages(subject: Subject) -> list[Finding]:
+    if 2 * averages.STEPS * subject.seen.seconds > subject.clock.left:
+        return []
+    try:
+        return list(averages.findings(subject.training))
+    except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
+        return []
 
 
 # -- passes ------------------------------------------------------------------------------------------------------------
@@ -125,30 +157,30 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
         if not moved:  # with a rate of 0, what begins closed stays closed
             passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
             passing.go(training, batches[:1], passed, others=others, units=False)
-        equal = tuple(_equal_units(after, before, passed)) if moved else ()
+        same = tuple(equal.findings(training.model, before, passed)) if moved else ()
         try:
             passage = depth_of.passage(training, batches[:1])
         except Exception:  # noqa: BLE001 - as above; `_depth` says so
             passage = None
-    return Later(passed, made, equal, passage)
+        try:
+            watched = watching.watch(training, batches[:1])
+        except Exception:  # noqa: BLE001 - what is watched is not asked of every module: the other findings stand
+            watched = None
+    return Later(passed, made, same, passage, watched)
 
 
-def _equal_units(after: dict[str, torch.nn.Parameter], before: dict[str, Tensor], passed: Passed) -> Iterator[Finding]:
-    """Layers that began with equal rows, not zero, and still have them."""
-    for name, each in after.items():
-        if each.dim() < 2 or name not in passed.given or min(each.shape[0], each[0].numel()) < 2:
-            continue
-        if bool(before[name].any()) and all(_rows_equal(value) for value in (before[name], each.detach())):
-            layer = name.rpartition(".")[0]
-            text = f"all {len(each)} units of `{layer}` have equal weights, and after the first steps they still have"
-            yield Finding("equal_units", Status.BROKEN, text, f"draw the weights of `{layer}` at random"
-                          " (torch.nn.init.kaiming_normal_)", f"{len(each)} units in place of one",
-                          (layer, name), Measure("equal units", float(len(each))))  # fmt: skip
-
-
-def _rows_equal(weight: Tensor) -> bool:
-    spread = (weight - weight[:1]).abs().max()
-    return bool(spread <= 1e-6 * weight.abs().max())  # float32's rounding over ten steps
+def _watched(subject: Subject, others: dict[str, Tensor]) -> tuple[Watched | None, tuple[Finding, ...]]:
+    """What watched passes show at the weights as they are, and parts whose gradient is reversed."""
+    training = subject.training
+    batches = subject.batches(subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.25))
+    if not batches:
+        return None, ()
+    try:
+        with training.untouched(), contained():
+            watched = watching.watch(training, batches, others.values())
+            return watched, tuple(reversing.findings(training, batches))
+    except Exception:  # noqa: BLE001 - as above
+        return None, ()
 
 
 def _nonfinite(subject: Subject, passed: Passed) -> Iterator[Finding]:
@@ -270,6 +302,6 @@ QUESTION = Question(
     "Does the signal reach the output, and the gradient the input?",
     ask,
     share=2,
-    kinds=KINDS,
+    kinds={**KINDS, **averages.KINDS},
     draw=draw,
 )

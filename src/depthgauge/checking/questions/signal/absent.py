@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.signal.passing import Passed
 from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part
+from depthgauge.checking.steps import losses
 from depthgauge.checking.words import listed, plural
+from depthgauge.seeding import Purpose, generator
 
 
 def findings(wiring: Wiring) -> Iterator[Finding]:
@@ -23,11 +26,51 @@ def findings(wiring: Wiring) -> Iterator[Finding]:
     alive = passed.alive | (later.alive if later else set())
     absent, zero = trained - given, (trained & given) - alive
     zero -= {name for name in zero if _beside_alive(name, alive)}
-    for part, names in by_part(wiring.training.model, absent, trained):
+    alone, cut_off = _cut_off(wiring, list(by_part(wiring.training.model, absent, trained)))
+    for part, names in alone:
         yield _absent(wiring, part, names)
+    if cut_off:
+        yield _behind_a_cut(wiring, cut_off)
     parts = list(by_part(wiring.training.model, zero, trained))
     if parts:
         yield _zero(wiring, parts)
+
+
+_Parts = list[tuple[str, list[str]]]
+
+
+def _cut_off(wiring: Wiring, parts: _Parts) -> tuple[_Parts, _Parts]:
+    """Parts to be told one by one; and, where two or more are called and end before the loss, these together."""
+    modules = dict(wiring.training.model.named_modules())
+    ran = [
+        part in modules
+        and not _of_a_package(modules.get(part.rpartition(".")[0], wiring.training.model))
+        and any(map(wiring.passed.called.get, (part, *(name.rpartition(".")[0] for name in names))))
+        for part, names in parts
+    ]
+    if sum(ran) < 2:
+        return parts, []
+    return [each for each, yes in zip(parts, ran, strict=True) if not yes], [
+        each for each, yes in zip(parts, ran, strict=True) if yes
+    ]
+
+
+def _behind_a_cut(wiring: Wiring, parts: _Parts) -> Finding:
+    """One finding for all that lies behind a cut: it names first what was called last."""
+    order = {name: place for place, name in enumerate(wiring.passed.called)}
+    inner = {part: [name.rpartition(".")[0] for name in names] for part, names in parts}
+    parts = sorted(parts, key=lambda each: -max(order.get(name, -1) for name in (each[0], *inner[each[0]])))
+    last, own = parts[0]
+    size = sum(wiring.parameters[name].numel() for _, names in parts for name in names)
+    why, advice = _why(wiring.passed, last, own, called=True, module=True)
+    text = (
+        f"{plural(size, 'parameter')} in {listed([part for part, _ in parts])} get no gradient in"
+        f" {plural(wiring.passed.batches, 'batch')}: the last of them, `{last}`, is called, but {why}"
+    )
+    where = tuple(part for part, _ in parts)[:MOST_WHERE]
+    measure = Measure("parameters without a gradient", float(size), unit="parameters")
+    return Finding("no_gradient", Status.BROKEN, text, advice, f"{plural(size, 'parameter')} begin to train",
+                   where, measure)  # fmt: skip
 
 
 def _beside_alive(name: str, alive: set[str]) -> bool:
@@ -47,19 +90,46 @@ def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
     what = f"{plural(size, 'parameter')} in `{part}`" if part in modules else f"`{part}`"
     holder = modules.get(part.rpartition(".")[0], model)
     called = bool(passed.called.get(part) or any(passed.called.get(name.rpartition(".")[0]) for name in names))
+    if not called and _some_are_used(wiring, part) and _is_lonely(wiring, part):
+        text = f"`{part}` was used in none of {looked}: each of them gave all it had to the same few of its siblings"
+        advice = "let the router share examples out: smaller weights, noise, or a loss that balances"
+        expected = f"{plural(size, 'parameter')} begin to train"
+        return Finding("no_gradient", Status.BROKEN, text, advice, expected, (part, *names)[:MOST_WHERE], measure)
     if not called and _some_are_used(wiring, part):
         text = f"`{part}` was used in none of {looked}, while each of them used some of its siblings"
         advice = "look at how the router shares examples out"
         return Finding("idle_expert", Status.LOOK, text, advice, where=(part,), measure=measure)
+    if part.rpartition(".")[2] == "bias" and f"{part.removesuffix('bias')}weight" in passed.alive:
+        text = f"`{part}` is in no loss, while the weight beside it is used"
+        advice = f"make the layer without it (bias=False), or add `{part}`"
+        return Finding("unused_bias", Status.LOOK, text, advice, where=(part,), measure=measure)
     verb = "gets" if size == 1 or part not in modules else "get"
-    if _of_a_package(holder):
+    moves = _of_a_package(holder) and _moves_the_loss(wiring, names)
+    if _of_a_package(holder) and not moves:
         text = f"{what} {verb} no gradient: this loss does not use what {type(holder).__name__} has there"
         advice = f"set requires_grad_(False) on `{part}`, or leave it out of the optimizer"
         return Finding("unused_by_package", Status.LOOK, text, advice, where=(part,), measure=measure)
     why, advice = _why(passed, part, names, called=called, module=part in modules)
+    if moves:
+        why = "the loss depends on it, but the backward pass does not reach it"
+        advice = "look for a checkpoint whose inputs want no gradient (use_reentrant=False), no_grad, or a frozen input"
     text = f"{what} {verb} no gradient in {looked}: {why}"
     expected = f"{plural(size, 'parameter')} begin to train"
     return Finding("no_gradient", Status.BROKEN, text, advice, expected, (part, *names)[:MOST_WHERE], measure)
+
+
+def _moves_the_loss(wiring: Wiring, names: list[str]) -> bool:
+    """Tell whether the loss changes with these parameters, and not by itself."""
+    training = wiring.training
+    with training.untouched(), torch.no_grad():
+        before = losses(training, [wiring.batch])
+        if losses(training, [wiring.batch]) != before:
+            return False
+        draws = generator(0, Purpose.DIRECTIONS)
+        for each in map(wiring.parameters.__getitem__, names):
+            size = float(each.double().square().mean().sqrt()) or 0.1
+            each.add_(size * torch.randn(each.shape, generator=draws).to(each))
+        return losses(training, [wiring.batch]) != before
 
 
 def _why(passed: Passed, part: str, names: list[str], *, called: bool, module: bool) -> tuple[str, str]:
@@ -103,18 +173,33 @@ def _zero(wiring: Wiring, parts: list[tuple[str, list[str]]]) -> Finding:
                    tuple(dict.fromkeys(where))[:MOST_WHERE], measure)  # fmt: skip
 
 
-def _some_are_used(wiring: Wiring, part: str) -> bool:
-    """Whether a part is one of several alike of which not every batch uses each."""
+ROUTED = 8  # batches in which half of the experts or more got nothing: a router that is drawn at random shares out
+
+
+def _alike(wiring: Wiring, part: str) -> list[int]:
+    """In how many batches each of a part and its siblings of one class was called."""
     parent, _, _ = part.rpartition(".")
     modules = dict(wiring.training.model.named_modules())
-    if part not in modules:
-        return False
-    alike = [
-        f"{parent}.{name}" if parent else name
+    return [
+        wiring.passed.called.get(f"{parent}.{name}" if parent else name, 0)
         for name, child in modules[parent].named_children()
         if type(child) is type(modules[part])
     ]
-    counts = {wiring.passed.called.get(name, 0) for name in alike}
+
+
+def _is_lonely(wiring: Wiring, part: str) -> bool:
+    """Whether half of the experts or more get nothing in many batches, and the others something in each."""
+    counts, looked = _alike(wiring, part), wiring.passed.batches
+    idle = counts.count(0)
+    return "expert" in part.lower() and looked >= ROUTED and len(counts) >= 3 and 2 * idle >= len(counts) and (
+        counts.count(looked) + idle == len(counts))  # fmt: skip
+
+
+def _some_are_used(wiring: Wiring, part: str) -> bool:
+    """Whether a part is one of several alike of which not every batch uses each."""
+    if part not in dict(wiring.training.model.named_modules()):
+        return False
+    counts = set(_alike(wiring, part))
     return "expert" in part.lower() or bool(counts - {0, wiring.passed.batches})
 
 

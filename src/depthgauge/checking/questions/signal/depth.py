@@ -77,10 +77,14 @@ def passage(training: Training, batches: Sequence[Any]) -> Passage:
     """Measure it at the weights as they are; within `untouched()`."""
     tables, reach = [], []
     ends = _Ends(training.model)
+    norms = {name for name, module in training.model.named_modules() if "norm" in type(module).__name__.lower()}
     for place, batch in enumerate(batches):
         training.model.zero_grad(set_to_none=True)
         with ends, quietly():
             rows = probe.weight_layers(training.model, batch, lambda _, each: training.value(each))
+        if not len(rows):
+            break
+        rows = rows[~rows["layer"].str.partition(":")[0].isin(norms)]
         if not len(rows):
             break
         signals = log_signals(rows.assign(case=0))

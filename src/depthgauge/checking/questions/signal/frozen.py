@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from depthgauge import architecture
 from depthgauge.checking.answers import Finding, Measure, Status
@@ -54,15 +54,46 @@ def _frozen_layers(wiring: Wiring, still: set[str]) -> list[str]:
 
     trains = [some(name, alive) for name, _ in layers]
     frozen = [some(name, still) and not trains[place] for place, (name, _) in enumerate(layers)]
-    if sum(frozen) * 2 >= len(layers):
+    if sum(frozen) * 2 >= len(layers) or _is_base(wiring, frozen):
         return []
     alone = sum(frozen) == 1 and sum(trains) == len(layers) - 1 >= 3
-    within = [alone or (any(trains[:place]) and any(trains[place + 1 :])) for place in range(len(layers))]
+    last = sum(frozen) == 1 and frozen[-1] and sum(trains) == len(layers) - 1 >= 2
+    within = [alone or last or (any(trains[:place]) and any(trains[place + 1 :])) for place in range(len(layers))]
     return [
         name
         for place, (name, layer) in enumerate(layers)
-        if frozen[place] and within[place] and is_new(layer) and (place == 0 or name not in wiring.passed.cut)
+        if frozen[place]
+        and within[place]
+        and is_new(layer)
+        and (place == 0 or name not in wiring.passed.cut)
+        and not _is_adapted(wiring, name)
     ]  # through what is cut no gradient passes: a target network's
+
+
+def _is_base(wiring: Wiring, frozen: list[bool]) -> bool:
+    """Whether frozen layers, two or more, hold most numbers: what trains between them are adapters."""
+    layers = [layer for _, layer in architecture.layers(wiring.training.model)]
+    sizes = [sum(each.numel() for each in layer.parameters(recurse=False)) for layer in layers]
+    still = [size for size, off in zip(sizes, frozen, strict=True) if off]
+    return len(still) > 1 and 2 * sum(still) > sum(sizes)
+
+
+def _is_adapted(wiring: Wiring, name: str) -> bool:
+    """Whether smaller tensors beside a frozen layer train around it: one takes its inputs, one gives its outputs."""
+    parent = name.rpartition(".")[0]
+    weight = getattr(wiring.training.model.get_submodule(name), "weight", None)
+    holder = wiring.training.model.get_submodule(parent)
+    if not isinstance(weight, Tensor) or isinstance(holder, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return False
+    start = f"{parent}." if parent else ""
+    beside = [
+        each
+        for other, each in wiring.parameters.items()
+        if other.startswith(start) and not other.startswith(f"{name}.") and each.requires_grad and each.dim() > 1
+    ]
+    sides = (weight.shape[0], weight.shape[1])
+    less = sum(each.numel() for each in beside) < weight.numel()
+    return bool(beside) and less and all(any(side in each.shape for each in beside) for side in sides)
 
 
 def _copies(wiring: Wiring) -> Iterator[Finding]:
@@ -78,6 +109,10 @@ def _copies(wiring: Wiring) -> Iterator[Finding]:
         for other, second, beside in matrices[place + 1 :]:
             if type(holder) is type(beside) and first.shape[0] == second.shape[0]:
                 continue  # blocks that were made by a copy, as torch's transformers are
+            if first.data_ptr() == second.data_ptr():
+                continue  # one memory under two names: they stay tied
+            if first.shape != second.shape and not any(isinstance(each, nn.Embedding) for each in (holder, beside)):
+                continue  # a decoder that begins as its encoder's transpose, and is to part from it
             turned = second if first.shape == second.shape else second.T
             if not _same(first, turned):
                 continue

@@ -23,7 +23,7 @@ def unregistered(training: Training) -> dict[str, Tensor]:
         for name, module in root.named_modules():
             walk.object(f"{name}." if name else "", vars(module), 0)
     if not isinstance(training.loss, nn.Module):
-        for name, value in _within(training.loss):
+        for name, value in within(training.loss):
             walk.value(f"loss.{name}", value, 0)
     return walk.found
 
@@ -41,8 +41,8 @@ def gradients_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
             each.grad = gradient
 
 
-def _within(loss: Any) -> Iterator[tuple[str, Any]]:
-    """What a function has closed over or was bound to."""
+def within(loss: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a function has closed over or was bound to."""
     if isinstance(loss, functools.partial):
         yield from loss.keywords.items()
         yield from ((str(place), value) for place, value in enumerate(loss.args))

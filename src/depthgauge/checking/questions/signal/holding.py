@@ -25,7 +25,18 @@ def _unregistered(wiring: Wiring) -> Iterator[Finding]:
     free = [name for name in used if id(wiring.others[name]) not in wiring.held]
     inner = [name for name in free if name.startswith("loss.") and isinstance(wiring.others[name], nn.Parameter)]
     inner = [name for name in inner if name.count(".") > 1]  # a module's that the loss uses, such as the other of a GAN
-    lost = [name for name in free if name not in inner]
+    alone = [name for name in inner if _is_of_a_loss(name, inner)]
+    inner = [name for name in inner if name not in alone]
+    lost = [name for name in free if name not in (*inner, *alone)]
+    if alone:
+        size = sum(wiring.others[name].numel() for name in alone)
+        text = (
+            f"{listed(alone)} ({plural(size, 'parameter')}) of the loss get a gradient, and no group of the optimizer"
+        )
+        text += " holds them"
+        yield Finding("not_in_optimizer", Status.LOOK, text, f"add {listed(alone)} to the optimizer",
+                      f"{plural(size, 'parameter')} begin to train", (*alone, "loss", "optimizer")[:MOST_WHERE],
+                      Measure("parameters in no group", float(size), unit="parameters"))  # fmt: skip
     if lost:
         size = sum(wiring.others[name].numel() for name in lost)
         text = (
@@ -43,6 +54,15 @@ def _unregistered(wiring: Wiring) -> Iterator[Finding]:
         text = f"the loss uses {listed(inner)}, which get a gradient and are in no group of the optimizer"
         advice = "add them to the optimizer where they are to train; else requires_grad_(False)"
         yield Finding("left_out", Status.LOOK, text, advice, where=tuple(inner[:MOST_WHERE]))
+
+
+def _is_of_a_loss(name: str, names: list[str]) -> bool:
+    """Whether a parameter is a loss module's own number, such as a temperature, and no layer of another network's."""
+    holder, _, _ = name.rpartition(".")
+    word = holder.lower().split(".")[1]
+    other_half = word in _OTHER_HALVES or any(each in word for each in _WORDS)
+    layer = f"{holder}.bias" in names or any(other.startswith(f"{holder}.") and other.count(".") > 2 for other in names)
+    return holder.count(".") == 1 and not layer and not other_half
 
 
 def _optimizer(wiring: Wiring) -> Iterator[Finding]:
@@ -89,6 +109,7 @@ def _stale(wiring: Wiring) -> list[Tensor]:
     return [each for each in tensors if id(each) not in known and each.grad is None]
 
 
+_WORDS = ("discriminator", "critic", "teacher", "target", "ema", "disc")
 _OTHER_HALVES = {"d", "netd", "net_d", "d_net", "dis", "adversary", "q", "q1", "q2", "qf", "qf1", "qf2", "q_net"}
 
 
@@ -101,7 +122,6 @@ def _meant(wiring: Wiring, missing: set[str]) -> bool:
     )
     last = next((place for place in reversed(range(len(out))) if out[place]), -1)
     below = last >= 0 and all(out[: last + 1]) and not all(out)
-    words = ("discriminator", "critic", "teacher", "target", "ema", "disc")
     first = {name.lower().split(".")[0] for name in missing}
-    other_half = all(each in _OTHER_HALVES or any(word in each for word in words) for each in first)
+    other_half = all(each in _OTHER_HALVES or any(word in each for word in _WORDS) for each in first)
     return other_half or (below and not fresh)

@@ -22,7 +22,7 @@ KINDS = {
     "unregistered": Kind(
         "fault",
         "a tensor that trains is in the graph of the loss, and neither the model's parameters nor the "
-        "optimizer have it: it lies in a plain list, or is no nn.Parameter",
+        "optimizer have it: it lies in a plain list, is no nn.Parameter, or is made anew in each pass",
     ),
     "not_in_optimizer": Kind(
         "fault",
@@ -30,8 +30,8 @@ KINDS = {
     ),
     "frozen_layer": Kind(
         "fault",
-        "a frozen layer with the weights of a new one, between layers that train, or alone among four or "
-        "more: a frozen part is sound where it was trained, or is most of the model",
+        "a frozen layer with the weights of a new one, between layers that train, alone among four or more, or a "
+        "head: a frozen part is sound where it was trained, is most of the model, or has an adapter around it",
     ),
     "tied_by_copy": Kind(
         "fault",
@@ -39,7 +39,16 @@ KINDS = {
     ),
     "equal_units": Kind(
         "fault",
-        "all units of a layer have equal weights, and still have after steps: they stay one unit",
+        "all units of a layer have equal weights, and still have after steps: they stay one unit; or two layers begin "
+        "with the same weights and still have them after steps that changed them: they stay one layer",
+    ),
+    "one_layer": Kind(
+        "fault",
+        "three places or more of a list of layers hold one and the same layer ([layer] * n): they train as one",
+    ),
+    "wrong_axis": Kind(
+        "fault",
+        "the weights of an attention add up to one along another axis than that along which the values are added",
     ),
     "nonfinite": Kind(
         "fault",
@@ -48,28 +57,51 @@ KINDS = {
     "vanishing": Kind(
         "fault",
         "the gradient at the first weight layers is small against that at the last, and from another "
-        "initialization, tried, the same steps bring the loss down 20 times as far; or it is below float32's "
-        "epsilon of it and the loss does not fall",
+        "initialization, tried, the same steps bring the loss down 20 times as far, and four times as many do not "
+        "go half that way where the ratio is above 0.001; or it is below float32's epsilon of it and the loss does not "
+        "fall; or it fades by degrees to less than 1e-5 of it, and still has after steps",
     ),
     "exploding": Kind(
         "fault",
-        "the gradient at the first weight layers is large against that at the last, with the same conditions",
+        "the gradient at the first weight layers is large against that at the last, with the same conditions; or a "
+        "recurrent state grows 100 times over a sequence",
     ),
     "scale": Kind(
         "fault",
-        "the weights of one layer or of all are so large or small that from another initialization, tried, "
-        "the same steps bring the loss down 20 times as far",
+        "the weights of one layer or of all, embeddings among them, are so large or small that from another "
+        "initialization, tried, the same steps bring the loss down 20 times as far",
     ),
     "collapse": Kind(
         "fault",
         "what the last layer gets is nearly the same for all examples while the inputs differ, and another "
         "initialization, tried, brings the loss down 20 times as far; or it is to less than 1e-4 of its size "
-        "and the loss does not fall",
+        "and the loss does not fall, or to less than 1e-4 after steps, too; or three blocks or more bring the places "
+        "of a sequence to less than 0.01 of their size",
     ),
     "missing_skip": Kind(
         "fault",
         "five blocks or more hand on nothing of what they get (cosine below 0.3), and with x + f(x), tried, "
         "the same steps bring the loss down 20 times as far",
+    ),
+    "constant_output": Kind(
+        "fault",
+        "a layer's or a normalization's output is the same for all examples (to 1e-5) where its input differs, and "
+        "still is after steps; its weights are not all zero",
+    ),
+    "drowned": Kind(
+        "fault",
+        "what all examples share, such as positions, is added to what differs between them before any attention, and "
+        "is 300 times as large",
+    ),
+    "unused_rows": Kind(
+        "fault",
+        "columns of categories look up the same rows of an embedding that has rows for each, or its first quarter or "
+        "more is never looked up and all the rest is: an offset is missing, or too many",
+    ),
+    "reversed_gradient": Kind(
+        "fault",
+        "along the gradient of a part the loss falls as fast as it should rise: a function of the user's own has "
+        "turned its sign",
     ),
     "dead_units": Kind(
         "fault",
@@ -78,7 +110,8 @@ KINDS = {
     ),
     "saturated_units": Kind(
         "fault",
-        "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest",
+        "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest; "
+        "or half of a new model's rows of attention give one place 0.99",
     ),
     "frozen": Kind(
         "property",
@@ -87,6 +120,10 @@ KINDS = {
     "unused_by_package": Kind(
         "property",
         "a module of an installed package has parameters that this loss does not use",
+    ),
+    "unused_bias": Kind(
+        "property",
+        "a bias is in no loss, while the weight beside it is used by itself",
     ),
     "left_out": Kind(
         "property",

@@ -15,13 +15,17 @@ from depthgauge.checking.questions.signal import remedies, skips
 from depthgauge.checking.questions.signal.depth import Passage, culprits
 from depthgauge.checking.questions.signal.remedies import Trial
 from depthgauge.checking.questions.signal.units import Units
+from depthgauge.checking.words import listed
 from depthgauge.workload import Training
 
 SUSPECT = 1.5  # decades between first and last gradient from which remedies are tried
 VANISHED = -math.log10(torch.finfo(torch.float32).eps)  # decades: an update that suits the last layer's weights is
 # below the rounding of weights as large at the first
+FADED = 5.0  # decades, where it fades or grows by degrees and still does after steps
 COLLAPSED = 1e-8  # of the second moment: float32 leaves four digits to tell examples apart, bfloat16 none
 SUSPECT_COLLAPSE = 1e-4  # of the second moment, from which remedies are tried
+MODERATE = 3.0  # decades, up to which a training that is held back may only begin slowly
+GROWN = 2.0  # decades of a signal's size along the layers from which remedies are tried
 GAIN_APART = 4.0  # times the other layers' median gain, or He's, from which remedies are tried
 DEAD = 0.9  # of a layer's units: chance kills half of a narrow layer at most (theory.relu_dying_probability)
 SATURATED = 0.9  # of a layer's values
@@ -37,12 +41,16 @@ class Depth:
         plain: the first steps from the weights as they are; None where nothing was suspected, or there was no time.
         tried: remedies, in order; the first a way around the blocks, where there are any.
         blocks: that have none.
+        rows: embeddings with numbers far larger than N(0, 1).
+        longer: four times the steps from the weights as they are; None where they were not made.
     """
 
     passage: Passage
     plain: Trial | None
     tried: tuple[Trial, ...]
     blocks: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    longer: Trial | None = None
 
     @property
     def best(self) -> Trial | None:
@@ -59,7 +67,9 @@ class Depth:
     @property
     def held(self) -> bool:
         """Tell whether the weights as they are keep the training from what a remedy lets it do."""
-        return self.best is not None and self.plain is not None and remedies.way(self.best, self.plain) < remedies.HELD
+        if self.best is None or self.plain is None or remedies.way(self.best, self.plain) >= remedies.HELD:
+            return False
+        return self.longer is None or remedies.way(self.best, self.longer) < remedies.CAUGHT_UP
 
     @property
     def stuck(self) -> bool:
@@ -72,25 +82,39 @@ def suspicious(passage: Passage) -> bool:
     table = passage.table.drop_duplicates("layer")
     gains = table["gain"][table["gain"] > 0]
     apart = len(gains) > 2 and bool((gains / gains.median()).max() > GAIN_APART)
-    large = len(gains) > 1 and float(gains.median()) > GAIN_APART * math.sqrt(2)
+    large = len(gains) > 0 and float(gains.max()) > GAIN_APART * math.sqrt(2)
     return (
         apart
         or large
+        or _grows(passage)
         or abs(passage.decades) > max(SUSPECT, passage.allowed)
         or (passage.variation < SUSPECT_COLLAPSE and passage.of_inputs > 100 * passage.variation)
     )
 
 
+def _grows(passage: Passage) -> bool:
+    """Tell whether a signal's size grows a hundredfold on its way."""
+    decades = passage.table["forward_decades"].to_numpy(float)
+    decades = decades[np.isfinite(decades)]
+    return len(decades) > 1 and bool((np.maximum.accumulate(decades[::-1])[::-1] - decades).max() > GROWN)
+
+
 def examine(
-    training: Training, passage: Passage, batches: Sequence[Any], steps: int, *, going: Callable[[], bool]
+    training: Training,
+    passage: Passage,
+    batches: Sequence[Any],
+    steps: int,
+    *,
+    going: Callable[[], bool],
 ) -> Depth:
     """Try remedies where something is suspicious, until one mends it or the time is over."""
     blocks = [] if training.optimizer is None or steps < remedies.LEAST else skips.without(training, batches[0])
     wanted = [remedies.way_around(blocks)] if blocks else []
-    if suspicious(passage):
-        wrong = culprits(passage, growing=passage.decades > 0)
+    rows = remedies.far_rows(training.model)
+    if suspicious(passage) or rows:
+        wrong = culprits(passage, growing=_is_growing(passage))
         wanted += remedies.remedies(training, batches[0], wrong)
-    depth = Depth(passage, None, (), tuple(blocks))
+    depth = Depth(passage, None, (), tuple(blocks), tuple(rows))
     if training.optimizer is None or steps < remedies.LEAST or not wanted:
         return depth
     plain = remedies.trial(training, batches, steps, None)
@@ -99,14 +123,29 @@ def examine(
             break
         trial = remedies.trial(training, batches, steps, lay, name=name, says=says)
         depth = replace(depth, plain=plain, tried=(*depth.tried, trial))
+    if depth.held and going() and SUSPECT < abs(passage.decades) < MODERATE:
+        depth = replace(depth, longer=remedies.trial(training, batches, remedies.LONGER * steps, None))
     return depth
 
 
-def of_depth(depth: Depth) -> Iterator[Finding]:
-    """Yield what the passage shows, and the remedy for it."""
+def _persists(passage: Passage, later: Passage | None) -> bool:
+    """Tell whether examples are alike, or the gradient fades or grows layer by layer, at the start and after steps."""
+    if later is None:
+        return False
+    if _collapsed(passage, COLLAPSED) and _collapsed(later, COLLAPSED):
+        return True
+    back = passage.table["backward_decades"].to_numpy(float)[passage.with_gradient]
+    side = math.copysign(1.0, passage.decades)
+    if side * passage.decades < FADED or side * later.decades < FADED / 2 or passage.allowed > FADED or len(back) < 2:
+        return False
+    return float((-side * np.diff(back)).max()) < FADED / 2  # in one step, a layer that begins closed is the reason
+
+
+def of_depth(depth: Depth, later: Passage | None = None) -> Iterator[Finding]:
+    """Yield what the passage shows, and the remedy for it; `later` is the passage after the first steps."""
     passage, best, plain = depth.passage, depth.best, depth.plain
     kind, text, measure = _described(passage)
-    where = tuple(dict.fromkeys(culprits(passage, growing=passage.decades > 0)))
+    where = tuple(dict.fromkeys(culprits(passage, growing=_is_growing(passage))))
     advice, expected, tried = _OTHERWISE[kind], "", None
     if best is not None and plain is not None:
         advice, expected = best.says, (
@@ -117,6 +156,9 @@ def of_depth(depth: Depth) -> Iterator[Finding]:
         if best is depth.tried[0] and depth.blocks:
             kind, where = "missing_skip", (*depth.blocks, *where)
             text = f"{len(depth.blocks)} blocks in a row hand on nothing of what they get; {text}"
+        if best.name.startswith(remedies.OF_ROWS):
+            kind, where = "scale", depth.rows
+            text = f"the numbers of {listed(depth.rows)} are far larger than those of N(0, 1)"
         text += (
             f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
         )
@@ -126,6 +168,8 @@ def of_depth(depth: Depth) -> Iterator[Finding]:
     elif _extreme(passage) and depth.stuck:
         status = Status.BROKEN if plain else Status.LOOK
         yield Finding(kind, status, text, advice, expected, where, measure, tried)
+    elif _persists(passage, later):
+        yield Finding(kind, Status.LOOK, text, advice, expected, where, measure, tried)
     elif best is not None:
         kind = "initialization" if kind != "missing_skip" else "way_around"
         yield Finding(kind, Status.LOOK, text, advice, expected, where, measure, tried)
@@ -156,10 +200,22 @@ def _described(passage: Passage) -> tuple[str, str, Measure]:
         return "collapse", text, Measure("relative difference between examples", share)
     if abs(passage.decades) > max(SUSPECT, passage.allowed):
         return ("vanishing" if ratio < 1 else "exploding"), text, measure
-    table = passage.table.drop_duplicates("layer")
-    worst = table.iloc[int(np.abs(np.log(table["gain"].clip(lower=1e-30))).fillna(0).to_numpy().argmax())]
+    worst = _worst(passage)
     text = f"`{worst['layer']}` has a gain of {worst['gain']:.2g}, where 1 to 1.4 keeps a signal's size; {text}"
     return "scale", text, measure
+
+
+def _worst(passage: Passage) -> Any:
+    """The row of the layer whose gain is farthest from 1."""
+    table = passage.table.drop_duplicates("layer")
+    return table.iloc[int(np.abs(np.log(table["gain"].clip(lower=1e-30))).fillna(0).to_numpy().argmax())]
+
+
+def _is_growing(passage: Passage) -> bool:
+    """Tell whether gains are to blame for being too large: by the gradient where it says so, else by the worst."""
+    if abs(passage.decades) > max(SUSPECT, passage.allowed):
+        return passage.decades > 0
+    return bool(_worst(passage)["gain"] > 1)
 
 
 def _extreme(passage: Passage) -> bool:

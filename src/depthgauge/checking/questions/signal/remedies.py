@@ -18,7 +18,7 @@ from depthgauge.checking.questions.signal.depth import passage
 from depthgauge.checking.steps import go_on, losses
 from depthgauge.checking.words import listed
 from depthgauge.initialization.maps import Layer, weighted
-from depthgauge.seeding import Purpose, seed_globals
+from depthgauge.seeding import Purpose, generator, seed_globals
 from depthgauge.workload import Training
 
 STEPS = 30  # of a trial, at most
@@ -27,6 +27,10 @@ FURTHER = 4.0  # times as far down: what an initialization has to be worth befor
 HELD = 0.05  # of the way that the remedy goes
 """Of 59 drawn trainings that train well none with a suspicious passage went less than 0.07 of a remedy's way in 30
 steps, of eleven with wrong gains or without skips none more than 0.041 of it."""
+OF_ROWS = "rows of norm 1"
+LARGE_ROWS = 2.0  # root mean square of an embedding's numbers, that torch draws from N(0, 1)
+LONGER = 4  # times the steps, in which a training that only begins slowly
+CAUGHT_UP = 0.5  # goes half of the remedy's way
 CERTAIN = 3.0  # standard errors over batches by which a remedy's loss has to be lower
 
 
@@ -132,6 +136,9 @@ def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[R
         batch: that the data-driven one looks at.
         wrong: names of layers whose gain stands apart; the remedies for all layers follow.
     """
+    if rows := far_rows(training.model):
+        yield (f"{OF_ROWS} at {listed(rows)}", f"draw {listed(rows)} with standard deviation dim**-0.5",
+               lambda model: _draw_rows(model, rows))  # fmt: skip
     gain, activation = _gain(training.model)
     every = [layer.name for layer in weighted(training.model)]
     draw = f"torch.nn.init.normal_(weight, std={gain:.3g} / fan_in**0.5), biases 0"
@@ -140,9 +147,64 @@ def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[R
                lambda model: _gaussian(model, gain, set(wrong)))  # fmt: skip
     says = f"initialize all {len(every)} weight layers with gain {gain:.3g} ({activation}): {draw}"
     yield f"gain {gain:.3g} for {activation} in all layers", says, lambda model: _gaussian(model, gain, set(every))
+    if (flat := _flat(training.model)) and len(flat) > 1:
+        says = f"put ReLU in place of {type(training.model.get_submodule(flat[0])).__name__.lower()} at {listed(flat)}"
+        says += f", and initialize with gain {math.sqrt(2):.3g}"
+        yield "ReLU and its gain", says, lambda model: _rectified(model, flat, set(every))
+    elif _saturates(training.model):
+        says = "put a normalization after each weight layer but the last (torch.nn.LayerNorm or BatchNorm), or ReLU in"
+        says += " place of sigmoid and tanh"
+        yield "a normalization after each layer", says, lambda model: _normalized(model, every[:-1])
     says = "initialize orthogonally, then divide each layer's weights by the standard deviation of its output"
     says += " (depthgauge.initialization.apply(model, 'lsuv', batch=x))"
     yield "unit variance, layer by layer", says, lambda model: _even(training, model, batch)
+
+
+def far_rows(model: nn.Module) -> list[str]:
+    """Names of embeddings whose numbers are far larger than N(0, 1)."""
+    tables = [(name, each.weight) for name, each in model.named_modules() if isinstance(each, nn.Embedding)]
+    return [name for name, rows in tables if rows.detach().double().square().mean().sqrt().item() > LARGE_ROWS]
+
+
+def _draw_rows(model: nn.Module, names: Sequence[str]) -> None:
+    for name in names:
+        weight = model.get_parameter(f"{name}.weight")
+        weight.copy_(torch.randn(weight.shape, generator=generator(0, Purpose.WEIGHTS)) * weight.shape[1] ** -0.5)
+
+
+def _saturates(model: nn.Module) -> bool:
+    """Tell whether activations that saturate stand in a model without a normalization."""
+    kinds = [type(module).__name__ for module in model.modules()]
+    return any(kind in {"Sigmoid", "Tanh"} for kind in kinds) and not any("Norm" in kind for kind in kinds)
+
+
+def _flat(model: nn.Module) -> list[str]:
+    """Names of sigmoids, where they are the only activations."""
+    kinds = {type(module).__name__ for module in model.modules()}
+    if any("LU" in kind or "Norm" in kind or kind in {"Tanh", "LSTM", "GRU", "RNN"} for kind in kinds):
+        return []
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Sigmoid)]
+
+
+def _rectified(model: nn.Module, names: Sequence[str], layers: set[str]) -> None:
+    """Let these activations be ReLU, with its gain in the layers; `untouched` takes the first away again."""
+    _gaussian(model, math.sqrt(2), layers)
+    for name, module in model.named_modules():
+        if name in names:
+            module.register_forward_hook(lambda _module, inputs, _output: inputs[0].relu())
+
+
+def _normalized(model: nn.Module, names: Sequence[str]) -> None:
+    """Normalize the output of each of these layers over its features; `untouched` takes it away again."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or output.dim() < 2 or output[0].numel() < 2:
+            return output
+        return nn.functional.layer_norm(output, output.shape[1:])
+
+    for name, module in model.named_modules():
+        if name in names:
+            module.register_forward_hook(hook)
 
 
 def _gain(model: nn.Module) -> tuple[float, str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,12 +26,14 @@ class Wiring:
         passed: the passes at the weights as they are, and where all-zero parameters were opened.
         later: the pass after the first steps; None where none was made.
         others: unregistered tensors that train, by name.
+        batch: one of its own.
     """
 
     training: Training
     passed: Passed
     later: Passed | None
     others: dict[str, Tensor]
+    batch: Any
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -58,11 +61,29 @@ def by_part(model: nn.Module, names: set[str], trained: set[str]) -> Iterator[tu
 
 
 def is_new(layer: nn.Module) -> bool:
-    """Tell whether a layer's weights are new: in torch's bound, 1 / sqrt(fan-in), and filling it; or a bias of 0."""
+    """Tell whether a layer's weights are new: in torch's bound, and filling it, or N(0, 1) rows; or a bias of 0."""
+    if isinstance(layer, nn.RNNBase):
+        return _fills(layer.get_parameter("weight_hh_l0"), 1 / math.sqrt(layer.hidden_size))
+    if isinstance(layer, nn.Embedding):
+        return _is_normal(layer.weight.detach())
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or not isinstance(weight, Tensor):
         return False
     if isinstance(bias, Tensor) and not bool(bias.any()) and bool(weight.any()):
         return True  # which no step leaves
-    bound, largest = 1 / math.sqrt(weight[0].numel()), weight.detach().abs().max().item()
+    return _fills(weight, 1 / math.sqrt(weight[0].numel()))
+
+
+def _fills(weight: Tensor, bound: float) -> bool:
+    largest = weight.detach().abs().max().item()
     return weight.numel() >= 30 and 0.85 * bound < largest <= bound * (1 + 1e-6)  # of 30 all below 0.85: 0.8 %
+
+
+def _is_normal(weight: Tensor) -> bool:
+    """Tell whether numbers have the mean, variance and fourth moment of N(0, 1), within 3 standard errors."""
+    values = weight[weight.any(1)].double()  # without the row of padding
+    count = values.numel()
+    if count < 100:
+        return False
+    moments = ((values.mean(), 0.0, 1.0), (values.square().mean(), 1.0, 2.0), (values.pow(4).mean(), 3.0, 96.0))
+    return all(abs(found.item() - wanted) < 3 * math.sqrt(spread / count) for found, wanted, spread in moments)

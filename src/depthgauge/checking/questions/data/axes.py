@@ -1,0 +1,179 @@
+"""Are the dimensions of outputs what the loss takes them for: examples, places, classes, padding?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from depthgauge import nested
+from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.graphs import nodes
+from depthgauge.checking.questions.data.called import watched
+from depthgauge.checking.questions.data.held import Held
+from depthgauge.checking.questions.data.outputs import Outputs
+from depthgauge.checking.subject import Subject
+from depthgauge.checking.terms import short
+
+OTHERS = 0.02  # of the sequences, that may end with another token, repeated
+PADDED = 0.15  # of all places, that are padding where it is told
+
+KINDS = {
+    "softmax_over_examples": Kind(
+        "fault", "a softmax of the loss goes along the examples of outputs that are held against an example's label"
+    ),
+    "scrambled_classes": Kind(
+        "fault",
+        "scores of one place reach cross-entropy in the rows of several, one class each: a view in place of a"
+        " permutation",
+    ),
+    "padding_counts": Kind(
+        "fault",
+        f"places at the ends of sequences that repeat one token, {PADDED:.0%} of all or more, have a gradient"
+        " like others",
+    ),
+}
+
+
+def findings(subject: Subject, outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
+    """Yield what is found of the outputs' dimensions."""
+    yield from _softmax(outputs, pairs)
+    yield from _scrambled(subject)
+    yield from _padding(outputs, pairs)
+
+
+def _softmax(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
+    count = nested.rows(outputs.batch)
+    shapes = {
+        (count, *outputs.free[pair.leaf].shape[1:])
+        for pair in pairs
+        if pair.classes is not None and outputs.free[pair.leaf].dim() == 2 and outputs.free[pair.leaf].shape[1] != count
+    }
+    if not shapes:
+        return
+    for node in nodes(outputs.value(outputs.free)):
+        if short(node) in {"Softmax", "LogSoftmax"} and _along(node) == 0 and tuple(node._saved_result.shape) in shapes:
+            yield Finding(
+                "softmax_over_examples", Status.BROKEN,
+                f"a softmax of the loss goes along dimension 0, over the {count} examples: their"
+                " probabilities of a class add up"
+                " to 1, not those of an example's classes",
+                "take it along the classes (dim=1)", "each example has probabilities of its own", ("loss",),
+            )  # fmt: skip
+            return
+
+
+def _along(node: object) -> int:
+    dim = int(node._saved_dim)  # type: ignore[attr-defined]  # autograd's own attribute
+    dim = dim - 2**64 if dim >= 2**63 else dim
+    dims = int(node._saved_result.dim())  # type: ignore[attr-defined]  # as above
+    return dim % dims
+
+
+def _scrambled(subject: Subject) -> Iterator[Finding]:
+    """Move all scores of one place: rows of cross-entropy move with all their classes, or with one each."""
+    training = subject.training
+    calls, _ = watched(subject)
+    before = next((_rows(call.given["input"]) for call in calls if call.name in {"cross_entropy", "nll_loss"}), None)
+    if before is None or before.shape[1] < 3:
+        return
+    classes = before.shape[1]
+    last: list[tuple[torch.nn.Module, tuple[int, ...]]] = []
+    handles = [
+        module.register_forward_hook(
+            lambda one, _, out: last.append((one, tuple(out.shape))) if isinstance(out, Tensor) else None
+        )
+        for module in training.model.modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.modules.conv._ConvNd)
+    ]
+    watched(subject)
+    for each in handles:
+        each.remove()
+    if not last:
+        return
+    module, shape = last[-1]
+    dim = len(shape) - 1 if isinstance(module, torch.nn.Linear) else 1
+    if len(shape) < 3 or shape[dim] % classes or sum(one is module for one, _ in last) > 1:
+        return
+    moved = torch.zeros(shape)
+    place = tuple(slice(None) if each == dim else size // 2 for each, size in enumerate(shape))
+    moved[place] = torch.linspace(1.0, 2.0, shape[dim])
+    handle = module.register_forward_hook(lambda _, __, out: out + moved.to(out))
+    try:
+        again, _ = watched(subject)
+    finally:
+        handle.remove()
+    after = next((_rows(call.given["input"]) for call in again if call.name in {"cross_entropy", "nll_loss"}), None)
+    if after is None or after.shape != before.shape:
+        return
+    apart = after - before
+    apart = (apart - apart.median(1, keepdim=True).values).abs() > 1e-4
+    hit = apart.sum(1)[apart.any(1)]
+    if len(hit) >= 2 and len(hit) >= classes // 2 and bool((hit <= max(1, classes // 3)).all()):
+        yield Finding(
+            "scrambled_classes", Status.BROKEN,
+            f"the {classes} scores of one place reach cross-entropy in {len(hit)} rows, one class each: the"
+            " classes' dimension"
+            " was brought there by a view or reshape, which leaves numbers where they lie",
+            "bring the classes' dimension to its place by permute, movedim or transpose, then reshape",
+            "each row holds one place's"
+            " scores", ("loss", "model"), Measure("rows that one place's scores reach", len(hit)),
+        )  # fmt: skip
+
+
+def _rows(scores: Tensor) -> Tensor:
+    """(rows, classes)."""
+    scores = scores.detach().float()
+    return scores.movedim(1, -1).reshape(-1, scores.shape[1]) if scores.dim() > 1 else scores[None]
+
+
+def _padding(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
+    tokens = [each for _, each in nested.tensors(outputs.batch) if each.dim() == 2 and each.dtype is torch.int64]
+    for pair in pairs:
+        labels, output = pair.targets, outputs.free[pair.leaf]
+        if pair.classes is None or labels.dim() != 2 or output.dim() != 3 or not tokens:
+            continue
+        padded = _ends(labels)
+        for each in tokens:
+            padded = padded & _ends(each) if each.shape == padded.shape else padded
+        inner = padded & padded.roll(-1, 1)
+        inner[:, -1] = False
+        if inner.float().mean() < PADDED:
+            continue
+        with torch.no_grad():
+            gradient = outputs.gradient(outputs.free)[1][pair.leaf]
+        counted = (gradient.movedim(pair.classes, -1) != 0).any(-1)
+        if counted[inner].float().mean() > 0.9:
+            share = padded.float().mean().item()
+            yield Finding(
+                "padding_counts", Status.LOOK,
+                f"{share:.0%} of all places repeat one token ({int(labels[0, -1])}) up to their sequence's"
+                " end, and the loss"
+                " counts them like others: it is mostly a mean over padding",
+                "leave padding out of the loss (ignore_index, labels of -100, or a mask), and divide by what is left",
+                "the loss is of what is to be learnt", ("loss", "batches"), Measure("share of padding", share),
+            )  # fmt: skip
+            return
+
+
+def _ends(tokens: Tensor) -> Tensor:
+    """(rows, places) where a row repeats, up to its end, the token that most rows end with; of different lengths."""
+    none = torch.zeros_like(tokens, dtype=torch.bool)
+    if tokens.shape[1] < 4 or len(tokens) < 8:
+        return none
+    token = int(tokens[:, -1].mode().values)
+    if 2 < token < int(tokens.max()):  # padding has the first numbers of a vocabulary, or its last
+        return none
+    run = (tokens == token).flip(1).long().cumprod(1).flip(1).bool()
+    lengths = run.sum(1)
+    if (
+        (lengths >= 2).float().mean() < 0.5
+        or len(set(lengths.tolist())) < 3
+        or bool((lengths == tokens.shape[1]).all())
+    ):
+        return none
+    others = (lengths == 0) & (tokens[:, -1] == tokens[:, -2])
+    if others.float().mean() > OTHERS:  # sequences that come to rest, each at a token of its own
+        return none
+    return run

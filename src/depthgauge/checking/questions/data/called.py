@@ -1,0 +1,254 @@
+"""The loss functions that a loss calls, with what they are given, held to what they take."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from depthgauge import nested
+from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data.outputs import maker
+from depthgauge.checking.subject import Subject
+from depthgauge.restoring import random_states_kept
+
+SMOOTH = 0.8  # of a label's weight, that goes to all classes: beyond, the label is a fifth of what is learnt
+SUM = 0.05  # |ln of the sum of probabilities|, as of nll_loss
+SEVERAL = 0.1  # of the rows with several labels, from which on rows are not class probabilities
+ALIKE = 3.0  # times, that a frequent class weighs a rare one; and that it is more frequent
+_OF_PAIRS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+_STEPS = frozenset({"Round", "Floor", "Ceil", "Trunc", "Sign"})
+_NAMES = frozenset({"kl_div", "cross_entropy", "binary_cross_entropy_with_logits", "nll_loss", *_OF_PAIRS})
+
+KINDS = {
+    "divergence_of_others": Kind(
+        "fault", f"kl_div gets no (log-)probabilities: |ln of their sum| is above {SUM}"
+    ),
+    "smoothed_away": Kind("fault", f"label_smoothing is above {SMOOTH}: hardly anything of the labels is left"),
+    "labels_as_probabilities": Kind(
+        "fault", f"cross-entropy gets rows with several ones as probabilities, {SEVERAL:.0%} of them or more"
+    ),
+    "numbers_for_classes": Kind(
+        "fault", "a square error holds the scores of all classes against one class number, repeated"
+    ),
+    "cut_off_term": Kind(
+        "fault", "a loss function's value is part of the loss and has no gradient: its input is detached, or rounded"
+    ),
+    "weights_inverted": Kind(
+        "fault", f"class weights rise with the classes' frequencies, both {ALIKE:g} times from least to largest or more"
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Called:
+    """One call of a loss function.
+
+    Attributes:
+        name: of torch.nn.functional.
+        given: its arguments by name.
+        value: what it returned.
+        tracked: whether gradients were enabled.
+    """
+
+    name: str
+    given: dict[str, Any]
+    value: Tensor
+    tracked: bool
+
+
+class _Watch(TorchFunctionMode):
+    """Keep the calls of loss functions, and add to the value of one of them."""
+
+    def __init__(self, moved: int = -1, by: float = 0.0) -> None:
+        super().__init__()
+        self.calls: list[Called] = []
+        self._moved, self._by = moved, by
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        own: Any = getattr(functional, name, None)
+        if name in _NAMES and func is own and isinstance(value, Tensor):
+            with suppress(TypeError):
+                given = inspect.signature(own).bind(*args, **(kwargs or {}))
+                given.apply_defaults()
+                self.calls.append(Called(name, dict(given.arguments), value, torch.is_grad_enabled()))
+                if len(self.calls) - 1 == self._moved:
+                    return value + self._by
+        return value
+
+
+def watched(subject: Subject, moved: int = -1, by: float = 0.0) -> tuple[list[Called], float]:
+    """The calls within the loss of the first batch, and the loss."""
+    with random_states_kept(), _Watch(moved, by) as watch:
+        loss = subject.training.value(subject.seen.batch).item()
+    return watch.calls, loss
+
+
+def findings(subject: Subject) -> Iterator[Finding]:
+    """Yield what loss functions get that they do not take."""
+    if subject.clock.left < 4 * subject.seen.seconds:
+        return
+    with subject.training.untouched():
+        calls, loss = watched(subject)
+        for place, call in enumerate(calls):
+            found = list(_wrong(subject, call)) or list(_cut_off(subject, calls, place, loss))
+            if found:
+                yield found[0]
+                return
+
+
+def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
+    scores, targets = call.given["input"].detach(), call.given["target"].detach()
+    if not call.value.requires_grad:
+        return
+    if (how := maker(call.given["input"])) in _STEPS:
+        yield Finding(
+            "cut_off_term", Status.BROKEN,
+            f"{call.name} gets numbers that were rounded ({how.lower()}), which has no gradient: nothing"
+            " learns from it",
+            "hand over the numbers before they are rounded", "the term moves the model", ("loss",),
+        )  # fmt: skip
+    if call.name == "kl_div":
+        yield from _divergence(scores, targets, log=bool(call.given["log_target"]))
+    elif call.name == "cross_entropy":
+        yield from _smoothed(call)
+        if targets.is_floating_point():
+            yield from _several(subject, scores, targets)
+        else:
+            yield from _weights(call, targets)
+    elif call.name in _OF_PAIRS:
+        yield from _numbers(subject, scores, targets)
+
+
+def _divergence(scores: Tensor, targets: Tensor, *, log: bool) -> Iterator[Finding]:
+    own, other = _off(scores), _off(targets if log else targets.clamp(min=0).log())
+    off = own if own > SUM else other
+    if not off > SUM:
+        return
+    takes = "log-probabilities first" if own > SUM else f"{'log-' if log else ''}probabilities second"
+    wrong = scores if own > SUM else targets
+    yield Finding(
+        "divergence_of_others", Status.BROKEN,
+        f"kl_div takes {takes} and gets numbers from {wrong.min().item():.3g} to {wrong.max().item():.3g}, whose"
+        f" probabilities add up to something off by {off:.3g} in ln: what it returns is no divergence",
+        "hand over torch.log_softmax(scores, -1) first, and a softmax second (log_target=True: its logarithm)",
+        "the loss is 0 where both distributions agree, and nowhere below", ("loss",),
+        Measure("ln of the sum of probabilities", off),
+    )  # fmt: skip
+
+
+def _off(logs: Tensor) -> float:
+    """|ln of the sum of probabilities| along the dimensions, of the examples' others, along which it is least."""
+    if logs.dim() < 2:
+        return abs(torch.logsumexp(logs.double(), 0).item()) if logs.dim() else 0.0
+    rest = range(1, logs.dim())
+    ways = (way for count in rest for way in itertools.combinations(rest, count))
+    return min(torch.logsumexp(logs.double(), way).abs().nan_to_num(posinf=9.0).median().item() for way in ways)
+
+
+def _smoothed(call: Called) -> Iterator[Finding]:
+    share = call.given.get("label_smoothing", 0.0)
+    if share > SMOOTH:
+        yield Finding(
+            "smoothed_away", Status.BROKEN,
+            f"label_smoothing={share:g} gives {share:.0%} of each label to all classes alike: hardly anything"
+            " is left of it",
+            "set label_smoothing to 0.1 or"
+            " less", "scores tell the labels", ("loss",), Measure("label smoothing", share),
+        )  # fmt: skip
+
+
+def _several(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Finding]:
+    if targets.dim() != 2 or targets.shape[0] == targets.shape[1] or not _is_given(subject, targets):
+        return
+    share = ((targets == 1).sum(1) > 1).float().mean().item()
+    if bool(((targets == 0) | (targets == 1)).all()) and share >= SEVERAL:
+        yield Finding(
+            "labels_as_probabilities", Status.LOOK,
+            f"cross-entropy lets the {scores.shape[1]} classes compete for each example, and {share:.0%} of"
+            " the examples have"
+            " several labels, which are no probabilities",
+            "use binary_cross_entropy_with_logits, a yes or no for each"
+            " label", "several labels can be told at once", ("loss",),
+            Measure("share of examples with several labels", share),
+        )  # fmt: skip
+
+
+def _is_given(subject: Subject, targets: Tensor) -> bool:
+    return any(
+        each.numel() == targets.numel() and bool((each.reshape(-1) == targets.reshape(-1)).all())
+        for _, each in nested.tensors(subject.seen.batch)
+    )
+
+
+def _weights(call: Called, labels: Tensor) -> Iterator[Finding]:
+    weight = call.given.get("weight")
+    if weight is None or len(weight) < 2:
+        return
+    counts = torch.bincount(labels[labels >= 0].reshape(-1), minlength=len(weight))[: len(weight)].double()
+    kept = (counts >= 4) & (weight > 0)
+    if kept.sum() < 2 or counts.sum() < 32:
+        return
+    counts, weights = counts[kept].log(), weight[kept].double().log()
+    spread = math.log(ALIKE)
+    order = counts.argsort()
+    if counts.max() - counts.min() < spread or weights[order[-1]] - weights[order[0]] < spread:
+        return
+    if torch.corrcoef(torch.stack([counts, weights]))[0, 1] > 0.8:
+        ratio = (weights[order[-1]] - weights[order[0]]).exp().item()
+        yield Finding(
+            "weights_inverted", Status.LOOK,
+            f"the most frequent class weighs {ratio:.3g} times the rarest in the cross-entropy: weights rise"
+            " with the frequency",
+            "give rare classes the larger weights, 1 over their frequency", "rare classes count", ("loss",),
+            Measure("weight of the most frequent class over that of the rarest", ratio),
+        )  # fmt: skip
+
+
+def _numbers(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Finding]:
+    if scores.dim() != 2 or targets.dim() != 2 or scores.shape[1] < 3:
+        return
+    repeated = targets.shape[1] == 1 or targets.stride(1) == 0
+    whole = bool((targets == targets.round()).all()) and targets.min() >= 0 and targets.max() < scores.shape[1]
+    if not repeated or not whole or not len(set(targets[:, 0].tolist())) > 2:
+        return
+    integers = [each for _, each in nested.tensors(subject.seen.batch) if not each.is_floating_point()]
+    if any(each.numel() == len(targets) and bool((each.reshape(-1) == targets[:, 0]).all()) for each in integers):
+        yield Finding(
+            "numbers_for_classes", Status.BROKEN,
+            f"all {scores.shape[1]} outputs of an example are held against its class number itself, as if it"
+            " were measured",
+            "use cross_entropy(scores, labels), or one-hot rows", "each class has a score of its own", ("loss",),
+        )  # fmt: skip
+
+
+def _cut_off(subject: Subject, calls: list[Called], place: int, loss: float) -> Iterator[Finding]:
+    """A term that is part of the loss, and has no gradient."""
+    call = calls[place]
+    if call.value.requires_grad or not call.tracked or call.value.numel() != 1 or not math.isfinite(loss):
+        return
+    moves = []
+    for by in (1.0, 2.0):
+        again, value = watched(subject, place, by)
+        if len(again) != len(calls):
+            return
+        moves.append(value - loss)
+    if abs(moves[0]) > 1e-3 and math.isclose(moves[1], 2 * moves[0], rel_tol=1e-3):
+        yield Finding(
+            "cut_off_term", Status.BROKEN,
+            f"the value of {call.name}, {call.value.item():.3g}, is added to the loss and has no gradient:"
+            " nothing learns from it",
+            "leave out what cuts its input off (.detach(), .data, torch.no_grad(), a rounding, an argmax)",
+            "the term moves the model", ("loss",), Measure("value of the term", call.value.item()),
+        )  # fmt: skip

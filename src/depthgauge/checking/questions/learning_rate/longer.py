@@ -1,0 +1,77 @@
+"""More steps at a rate that seems too small: how far the loss falls, what moves, and who gains on new batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthgauge.checking.parameters import held_by
+from depthgauge.checking.questions.learning_rate import branches, kinds
+from depthgauge.checking.questions.learning_rate.ladder import Ladder, walked
+from depthgauge.checking.questions.learning_rate.rates import Rates
+from depthgauge.checking.steps import losses
+from depthgauge.workload import Training
+
+NEW = 3  # times as many batches as the ladder has, from which on a gain on new ones is asked for
+
+
+@dataclass(frozen=True)
+class Longer:
+    """The present rate over several times as many steps.
+
+    Attributes:
+        fall: of the ladder's batches.
+        moved: by how much of their norm matrices have moved, over the numbers that have; NaN where there are none.
+        gains: whether the loss of new batches falls further, too, at the ladder's best rate or at one below it.
+    """
+
+    fall: float = math.nan
+    moved: float = math.nan
+    gains: bool = True
+
+
+def lengthened(training: Training, rates: Rates, batches: Sequence[Any], ladder: Ladder) -> Longer:
+    """Make the steps; the training is left as it was.
+
+    Args:
+        training: with an optimizer.
+        rates: its rates.
+        batches: the first ones, of which the ladder's are the first.
+        ladder: whose best rate is above the present one.
+    """
+    own = batches[: len(ladder.before)]
+    steps = kinds.LONGER * ladder.steps
+    held = [each for each in held_by(training.optimizer) if _matrix(each)]
+    before = [each.detach().clone() for each in held]
+    with training.untouched():
+        made = walked(training, rates.peak, own, steps)
+        after = float(np.mean(losses(training, own))) if math.isfinite(made[-1]) else math.inf
+        moved = _moved(before, held)
+    gains = True
+    if len(batches) >= NEW * len(own):
+        far = ladder.best.factor
+        grown = branches.grow(
+            training, rates, batches, (1.0, math.sqrt(10 * far), far), steps=len(batches), start=ladder.start
+        )
+        gains = grown.clear and grown.late(grown.best) < grown.late(1.0)
+    return Longer(ladder.start - after, moved, gains)
+
+
+def _matrix(held: Tensor) -> bool:
+    return held.dim() > 1 and held.layout is torch.strided and held.is_floating_point()
+
+
+def _moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Norm of the change over that of what has changed: rows of a table that no example has are left out."""
+    change = size = 0.0
+    for old, new in zip(before, after, strict=True):
+        apart = (new.detach() - old).float()
+        change += float(apart.square().sum())
+        size += float(old.float()[apart != 0].square().sum())
+    return math.sqrt(change / size) if size else math.nan

@@ -1,0 +1,243 @@
+"""The optimizer's step as a black box, on gradients that are made up: what moves, how long a gradient is remembered.
+
+A few steps on the training's own batches show which parameters move. Then the same made-up gradient G is given for n
+steps, and -G for n more. Whatever averages gradients with a memory of less than some 2000 steps turns round before the
+second half ends; what adds up all gradients that ever came turns round at its very end. From equal states a step with G
+and one with -G are held against each other: each optimizer goes as far one way as the other.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from depthgauge.checking.answers import Finding, Measure, Status
+from depthgauge.checking.attributes import attributes_kept
+from depthgauge.checking.parameters import held_by, names_of
+from depthgauge.checking.questions.learning_rate.rates import Rates
+from depthgauge.checking.steps import set_rates, step
+from depthgauge.checking.words import listed, percent
+from depthgauge.seeding import Purpose, generator
+from depthgauge.workload import Training
+
+OWN = 3  # steps on the training's own batches
+MOST, FEWEST = 48, 24  # steps one way, and as many back
+EARLY = 2  # steps before the end of the way back: a momentum of 0.99 turns after 32 of 48, of 0.999 after 47
+UNEVEN = 0.5  # of what two opposite steps do together over what they do apart: 0 where they are opposite, 0.7 where one
+# of them does nothing, 1 where both do the same
+WEAK = 1e-3  # of the largest gradient, below which a made-up one is not: a gradient may have vanished
+STRONG = 1e3  # times the largest one, for what has not moved yet
+WIDE = (torch.float32, torch.float64)
+
+
+@dataclass(eq=False)
+class Walked:
+    """Effects of made-up gradients.
+
+    Attributes:
+        steps: of the optimizer that were made; 0 where there was no time.
+        still: parameters with a gradient and a rate that no step moves.
+        held: how many parameters were looked at.
+        endless: whether all gradients that ever came are added up.
+        left: whether `zero_grad` leaves gradients as they are.
+        uneven: see `UNEVEN`; NaN where nothing moves.
+        rates: after the steps.
+    """
+
+    steps: int = 0
+    still: tuple[str, ...] = ()
+    held: int = 0
+    endless: bool = False
+    left: bool = False
+    uneven: float = math.nan
+    rates: tuple[float, ...] = ()
+
+
+@dataclass(eq=False)
+class _Probe:
+    """Held parameters and the gradient that is made up for them."""
+
+    training: Training
+    rates: Rates
+    given: list[Tensor]
+    made_up: list[Tensor] = field(default_factory=list)
+    steps: int = 0
+
+    def go(self, gradients: Sequence[Tensor]) -> bool:
+        """Make a step; return whether `zero_grad` has left a gradient."""
+        optimizer = self.training.optimizer
+        assert optimizer is not None
+        optimizer.zero_grad(set_to_none=True)
+        left = any(each.grad is not None and bool(each.grad.any()) for each in self.given)
+        for each, gradient in zip(self.given, gradients, strict=True):
+            each.grad = gradient.clone() if each.grad is None else each.grad + gradient
+        optimizer.step()
+        self.steps += 1
+        return left
+
+    def apart(self, sign: float) -> list[Tensor]:
+        """What one step from the present state does, whose gradient is so many times the made-up one; no decay."""
+        with attributes_kept(self.training), self.training.untouched():
+            assert self.training.optimizer is not None
+            for group in self.training.optimizer.param_groups:
+                if "weight_decay" in group:
+                    group["weight_decay"] = 0.0
+            before = [each.detach().clone() for each in self.given]
+            self.go([sign * each for each in self.made_up])
+            return [each.detach() - old for each, old in zip(self.given, before, strict=True)]
+
+    def idle(self) -> list[Tensor]:
+        """What a step without a gradient does; nothing where it fails, as a hook of the user's may on a norm of 0."""
+        try:
+            return self.apart(0.0)
+        except Exception:  # noqa: BLE001 - the user's code, which no training hands such a gradient
+            return [torch.zeros_like(each) for each in self.given]
+
+
+def walk(training: Training, rates: Rates, batches: Sequence[Any], left: Callable[[], float]) -> Walked:
+    """Make the steps, and leave the training as it was.
+
+    Args:
+        training: with an optimizer that takes no closure.
+        rates: its rates; steps are made at their peaks, the last ones for `rates` at the present ones.
+        batches: of it.
+        left: seconds that there are.
+    """
+    with attributes_kept(training), training.untouched():
+        given, still = _own(training, rates, batches)
+        sizes = [each.grad.detach().double().square().mean().sqrt().item() for each in given if each.grad is not None]
+    if not given or not all(map(math.isfinite, sizes)):
+        return Walked()
+    draws, least = generator(0, Purpose.DIRECTIONS), WEAK * max(sizes)
+    made_up = [
+        torch.randn(each.shape, generator=draws).to(each) * max(size, least)
+        for each, size in zip(given, sizes, strict=True)
+    ]
+    probe = _Probe(training, rates, given, made_up)
+    began = time.perf_counter()
+    up, down = (probe.apart(sign) for sign in (1.0, -1.0))
+    second = (time.perf_counter() - began) / 2
+    uneven = min(_unevenness(up, down, idle) for idle in (probe.idle(), [torch.zeros_like(each) for each in up]))
+    count = min(MOST, int(left() / max(second, 1e-9)) // 2)
+    if count < FEWEST:
+        return Walked()
+    with attributes_kept(training), training.untouched():
+        endless, kept, after = _there_and_back(probe, count)
+        still = [each for each in still if _stays(probe, each, count)]
+    names = names_of(training.model)
+    unmoved = tuple(names[id(each)] for each in still if id(each) in names)
+    return Walked(probe.steps, unmoved, len(given), endless, kept, uneven, after)
+
+
+def _own(training: Training, rates: Rates, batches: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters with a gradient and a rate, and those of them that no own step moves; gradients are left."""
+    optimizer = training.optimizer
+    assert optimizer is not None
+    group_of = {id(each): place for place, group in enumerate(optimizer.param_groups) for each in group["params"]}
+    held = [each for each in held_by(optimizer) if each.dtype in WIDE and each.layout is torch.strided]
+    before = [each.detach().clone() for each in held]
+    for place in range(OWN):
+        set_rates(optimizer, rates.peak)
+        if not math.isfinite(step(training, batches[place % len(batches)])):
+            return [], []
+    given = [
+        (each, old)
+        for each, old in zip(held, before, strict=True)
+        if rates.peak[group_of[id(each)]] > 0
+        and each.grad is not None
+        and each.grad.layout is torch.strided
+        and bool(each.grad.any())
+    ]
+    return [each for each, _ in given], [each for each, old in given if torch.equal(each, old)]
+
+
+def _there_and_back(probe: _Probe, count: int) -> tuple[bool, bool, tuple[float, ...]]:
+    """Whether steps turn round at the very end alone, whether gradients are left each time, and the rates after."""
+    optimizer = probe.training.optimizer
+    assert optimizer is not None
+    way: list[float] = []
+    kept = 0
+    for turn in (1.0, -1.0):
+        for _ in range(count):
+            before = [each.detach().clone() for each in probe.given]
+            kept += probe.go([turn * each for each in probe.made_up])
+            way.append(
+                sum(
+                    float(((each.detach() - old) * gradient).sum())
+                    for each, old, gradient in zip(probe.given, before, probe.made_up, strict=True)
+                )
+            )
+    there, back = way[:count], way[count:-EARLY]
+    moved = [each for each in back if each]
+    endless = sum(there) < 0 and len(moved) >= count // 8 and all(each < 0 for each in moved)
+    return endless, kept >= 2 * count - 1, tuple(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def _stays(probe: _Probe, one: Tensor, count: int) -> bool:
+    """Tell whether a large gradient of its own does not move it either."""
+    rates = Rates.of(probe.training.optimizer)
+    with attributes_kept(probe.training), probe.training.untouched():
+        set_rates(probe.training.optimizer, [max(each) for each in zip(rates.present, probe.rates.peak, strict=True)])
+        before = one.detach().clone()
+        largest = STRONG * max(float(each.abs().max()) for each in probe.made_up)
+        large = [largest * torch.ones_like(each) if each is one else torch.zeros_like(each) for each in probe.given]
+        for _ in range(count):
+            probe.go(large)
+            if not torch.equal(one.detach(), before):
+                return False
+    return True
+
+
+def _unevenness(up: list[Tensor], down: list[Tensor], none: list[Tensor]) -> float:
+    """What two opposite steps do together, over what they do apart, beside what a step without a gradient does."""
+    together = apart = 0.0
+    for one, other, idle in zip(up, down, none, strict=True):
+        a, b = (one - idle).double(), (other - idle).double()
+        together += (a + b).square().sum().item()
+        apart += 2 * (a.square().sum().item() + b.square().sum().item())
+    return math.sqrt(together / apart) if apart > 0 else math.nan
+
+
+def findings(walked: Walked) -> Iterator[Finding]:
+    """Yield what is wrong with the step."""
+    if not walked.steps:
+        return
+    whole = len(walked.still) == walked.held
+    if walked.still:
+        what = (
+            f"no step of the optimizer moves a weight: {walked.steps} were tried" if whole
+            else f"no step moves {listed(walked.still)}: the optimizer holds them, they get a gradient, and their rate"
+            " is not 0"
+        )  # fmt: skip
+        yield Finding(
+            "never_moved", Status.BROKEN, what,
+            "look into the optimizer's step for what leaves them out: a condition that is never met, a second optimizer"
+            " that is not stepped",
+            "the weights train", ("optimizer", *walked.still[:11]),
+            Measure("parameters that no step moves", len(walked.still), unit=f"of {walked.held}"),
+        )  # fmt: skip
+    if walked.endless:
+        cause = "zero_grad() leaves them in place" if walked.left else "the optimizer's step never clears its sums"
+        yield Finding(
+            "endless_sum", Status.BROKEN,
+            f"gradients of all steps add up, for {cause}: when the gradient turns round, the steps go on as before",
+            "clear the gradients in zero_grad(), or the sums after each step that uses them",
+            "steps follow the present gradient", ("optimizer",),
+            Measure("steps that a gradient is remembered", math.inf, unit="steps", method="steps on made-up gradients"),
+        )  # fmt: skip
+    if walked.uneven >= UNEVEN:
+        yield Finding(
+            "uneven_step", Status.BROKEN,
+            f"opposite gradients do not make opposite steps: together they move the weights by {percent(walked.uneven)}"
+            " of what they do apart",
+            "look into the optimizer's step, and into hooks of the gradients, for what loses the sign: a clamp at 0, an"
+            " absolute value, a ReLU",
+            "weights can go both ways", ("optimizer",),
+            Measure("opposite steps together, over those apart", walked.uneven, method="steps on made-up gradients"),
+        )  # fmt: skip

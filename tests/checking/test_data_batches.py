@@ -1,0 +1,306 @@
+"""Batches: what is told of labels in another order, of padding, of masks, and of numbers that were lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional
+
+import depthgauge
+from depthgauge import Training
+from depthgauge.checking.questions.data import dependence
+
+
+def kinds(training: Training) -> set[str]:
+    """What the question about the data finds."""
+    return {each.kind for each in depthgauge.check(training, only=["data"]).answers["data"].findings}
+
+
+def cut(*tensors: Tensor, size: int = 32) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(each.split(size) for each in tensors), strict=True))
+
+
+def perceptron(features: int, outputs: int, *middle: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, 24), nn.ReLU(), *middle, nn.Linear(24, outputs))
+
+
+def trained(model: nn.Module, batches: Any, loss: Any = None) -> Training:
+    return Training(model, batches, loss, optim.Adam(model.parameters(), 3e-3))
+
+
+def table(examples: int = 512, classes: int = 4) -> tuple[Tensor, Tensor]:
+    x = torch.randn(examples, 8)
+    return x, (x @ torch.randn(8, classes)).argmax(1)
+
+
+# -- do targets belong to their inputs? --------------------------------------------------------------------------------
+
+
+def waves(y: Tensor) -> Tensor:
+    times = torch.arange(24) / 24
+    return (6.28 * ((1 + y)[:, None] * times + torch.rand(len(y), 1))).sin()
+
+
+@pytest.mark.parametrize("kind", ["linear", "phases", "neighbours", "words", "sentences"])
+def test_dependence_is_found_and_not_where_there_is_none(kind: str) -> None:
+    y = torch.randint(3, (400,))
+    noise = torch.randint(9, 40, (400, 12))
+    inputs = {
+        "linear": lambda: functional.one_hot(y, 6) + torch.randn(400, 6),
+        "phases": lambda: waves(y)[..., None],
+        "neighbours": lambda: torch.randn(6, 5)[y + 3 * torch.randint(2, (400,))] + 0.4 * torch.randn(400, 5),
+        "words": lambda: torch.where(torch.rand(400, 12) < 0.3, y[:, None], noise),
+        "sentences": lambda: noise.scatter(1, torch.randint(12, (400, 1)), y[:, None]),
+    }[kind]()
+    assert dependence.chance([inputs], y) < dependence.LEVEL
+    assert dependence.chance([inputs], y[torch.randperm(400)]) > dependence.LEVEL
+
+
+def test_a_dependence_that_is_none_is_found_as_rarely_as_stated() -> None:
+    found = [dependence.chance([torch.randn(60, 3)], torch.randint(2, (60,))) < 0.1 for _ in range(60)]
+    assert sum(found) <= 14  # of 60 at 0.1: 14 or more with probability 0.002
+
+
+def test_a_constant_depends_on_nothing() -> None:
+    assert not dependence.chance([torch.randn(50, 2)], torch.ones(50, dtype=torch.int64)) <= 1
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_labels_in_another_order_than_the_inputs(apart: bool) -> None:
+    x, y = table()
+    told = kinds(trained(perceptron(8, 4), cut(x, y[torch.randperm(512)] if apart else y)))
+    assert ("independent_targets" in told) is apart
+
+
+def test_noise_that_the_model_is_to_tell_is_no_label_of_others() -> None:
+    x, noise = torch.randn(512, 8), torch.randn(512, 8)
+    training = trained(
+        perceptron(8, 8), cut(x, noise), lambda model, batch: functional.mse_loss(model(sum(batch)), batch[1])
+    )
+    assert "independent_targets" not in kinds(training)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_loss_that_shuffles_one_of_both(apart: bool) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        order = torch.randperm(len(batch[0]))
+        return functional.cross_entropy(model(batch[0][order]), batch[1] if apart else batch[1][order])
+
+    assert ("held_against_others" in kinds(trained(perceptron(8, 4), cut(*table()), loss))) is apart
+
+
+def test_a_loss_over_what_all_examples_share_holds_each_against_its_own() -> None:
+    def dice(model: nn.Module, batch: Any) -> Tensor:
+        scores = model(batch[0]).sigmoid()
+        return 1 - 2 * (scores * batch[1]).sum() / (scores + batch[1]).sum()
+
+    x, y = table()
+    assert "held_against_others" not in kinds(trained(perceptron(8, 4), cut(x, functional.one_hot(y, 4).float()), dice))
+
+
+# -- order and modes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [True, False])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_examples_in_the_order_of_their_targets(classes: bool, ordered: bool) -> None:
+    x, y = table()
+    goal = y if classes else x[:, :1].sin()
+    order = goal.reshape(-1).argsort(stable=True) if ordered else torch.arange(512)
+    loss = None if classes else lambda model, batch: functional.mse_loss(model(batch["x"]), batch["goal"])
+    batches = cut(x[order], goal[order])
+    held = batches if classes else [{"x": one, "goal": two} for one, two in batches]
+    assert ("sorted" in kinds(trained(perceptron(8, 4 if classes else 1), held, loss))) is ordered
+
+
+def test_an_index_that_stays_in_a_part_of_the_data() -> None:
+    class Stuck(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+        x, y = table()
+
+        def __len__(self) -> int:
+            return 512
+
+        def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+            return self.x[place % 16], self.y[place % 16]
+
+    loader = torch.utils.data.DataLoader(Stuck(), 32, shuffle=True)
+    assert "repeated_examples" in kinds(trained(perceptron(8, 4), loader))
+
+
+@pytest.mark.parametrize(("first", "back", "told"), [(True, False, True), (False, False, True), (True, True, False)])
+def test_a_loss_that_calls_or_leaves_the_model_in_evaluation_mode(first: bool, back: bool, told: bool) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        def look() -> None:
+            model.eval()
+            with torch.no_grad():
+                model(batch[0])
+            model.train(back)
+
+        if first:
+            look()
+        value = functional.cross_entropy(model(batch[0]), batch[1])
+        if not first:
+            look()
+        return value
+
+    assert ("eval_mode" in kinds(trained(perceptron(8, 4, nn.Dropout(0.2)), cut(*table()), loss))) is told
+
+
+# -- padding -----------------------------------------------------------------------------------------------------------
+
+
+class Next(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.head = nn.Embedding(20, 16), nn.GRU(16, 16, batch_first=True), nn.Linear(16, 20)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.rnn(self.embed(tokens))[0])
+        return scores
+
+
+def following(model: nn.Module, batch: Any) -> Tensor:
+    return functional.cross_entropy(model(batch[0])[:, :-1].flatten(0, 1), batch[0][:, 1:].flatten())
+
+
+def sequences() -> tuple[Tensor, Tensor]:
+    real = torch.arange(12) < torch.randint(3, 12, (128, 1))
+    return torch.where(real, torch.randint(1, 20, (128, 12)), 0), real
+
+
+@pytest.mark.parametrize(
+    ("scored", "told"),
+    [("all", {"padding_scored"}), ("padding", {"only_padding_scored"}), ("real", set()), ("ignored", set())],
+)
+def test_what_the_loss_scores_of_padded_sequences(scored: str, told: set[str]) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        tokens, real = batch
+        each = functional.cross_entropy(model(tokens)[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+        counted = {"all": real | ~real, "padding": ~real, "real": real, "ignored": tokens != 0}[scored][:, 1:]
+        return (each * counted).sum() / counted.sum()
+
+    found = kinds(trained(Next(), cut(*sequences()), loss))
+    assert found & {"padding_scored", "only_padding_scored"} == told
+
+
+@pytest.mark.parametrize(("used", "told"), [("as it is", False), ("turned", True), ("not", True)])
+def test_a_mask_that_is_turned_or_not_used(used: str, told: bool) -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(20, 16), nn.Linear(16, 2)
+
+        def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+            weights = {"as it is": mask, "turned": ~mask, "not": mask | ~mask}[used].float()[..., None]
+            scores: Tensor = self.head((self.embed(tokens) * weights).sum(1) / weights.sum(1).clamp(min=1))
+            return scores
+
+    tokens, real = sequences()
+    batches = cut(tokens, real, (tokens[:, 0] > 9).long())
+    training = trained(Mean(), batches, lambda model, batch: functional.cross_entropy(model(*batch[:2]), batch[2]))
+    assert ("mask_turned" in kinds(training)) is told
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_a_causal_model_that_is_to_copy(shifted: bool) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        scores, goal = model(batch[0]), batch[0]
+        scores, goal = (scores[:, :-1], goal[:, 1:]) if shifted else (scores, goal)
+        return functional.cross_entropy(scores.flatten(0, 1), goal.flatten())
+
+    tokens = torch.randint(20, (128, 12))
+    assert ("unshifted_targets" in kinds(trained(Next(), cut(tokens), loss))) is not shifted
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_text_of_unknown_words(known: bool) -> None:
+    tokens = torch.randint(2, 20, (128, 12))
+    rows = tokens if known else torch.where(torch.rand(128, 12) < 0.95, 1, tokens)
+    assert ("one_token" in kinds(trained(Next(), cut(rows), following))) is not known
+
+
+# -- weights of classes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_weights_of_classes_that_favour_the_frequent(turned: bool) -> None:
+    x, y = torch.randn(512, 8), torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 512, replacement=True)
+    share = y.bincount() / len(y)
+    weight = share if turned else 1 / share
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return functional.cross_entropy(model(batch[0]), batch[1], weight)
+
+    assert ("weights_favour_frequent" in kinds(trained(perceptron(8, 3), cut(x, y, size=128), loss))) is turned
+
+
+@pytest.mark.parametrize("ignored", [0, -100])
+def test_a_class_that_is_ignored(ignored: int) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return functional.cross_entropy(model(batch[0]), batch[1], ignore_index=ignored)
+
+    assert ("ignored_class" in kinds(trained(perceptron(8, 4), cut(*table()), loss))) is (ignored == 0)
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_labels_that_were_cast_to_truth_values(cast: bool) -> None:
+    x, y = table(classes=6)
+    batches = cut(x, y.bool().long() if cast else y)
+    assert ("two_of_many_classes" in kinds(trained(perceptron(8, 6), batches))) is cast
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def pictures(examples: int = 128) -> Tensor:
+    """(examples, 3, 12, 12) in [0, 1], smooth along both axes, each channel by itself."""
+    rough = torch.randn(examples, 3, 3, 3)
+    return functional.interpolate(rough, size=12, mode="bilinear", align_corners=True).sigmoid()
+
+
+LOST = {
+    "channels_not_moved": lambda x: x.permute(0, 2, 3, 1).reshape(x.shape),
+    "washed_out": lambda x: (x - 120) / 60,
+    "uneven_channels": lambda x: x * torch.tensor([1.0, 1.0, 255.0])[:, None, None],
+    "equal_examples": lambda x: torch.where((torch.arange(len(x)) % 2 == 0)[:, None, None, None], 0.0, x),
+    "missing_marks": lambda x: torch.where(torch.rand_like(x) < 0.05, -999.0, x),
+    "cut_to_whole": lambda x: (x - x.mean()).div(0.6 * x.std()).to(torch.int8).to(torch.uint8) / 255,
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_numbers_that_were_lost(kind: str) -> None:
+    x, y = pictures(), torch.randint(3, (128,))
+    assert kind in kinds(trained(perceptron(432, 3), cut(LOST[kind](x), y)))
+
+
+@pytest.mark.parametrize("drawn", ["grey", "black and white", "standardized"])
+def test_sound_pictures_have_lost_nothing(drawn: str) -> None:
+    x = pictures()
+    x = {"grey": x, "black and white": (x > 0.5).float(), "standardized": (x - x.mean()) / x.std()}[drawn]
+    assert not kinds(trained(perceptron(432, 3), cut(x, torch.randint(3, (128,))))) & set(LOST)
+
+
+@pytest.mark.parametrize(
+    "leaking",
+    [lambda x, y: 3 * y + 1, lambda x, y: torch.cat([x, y], 1)],  # noqa: ARG005 - both take both
+)
+def test_a_feature_that_is_a_multiple_of_the_target(leaking: Any) -> None:
+    x = torch.randn(256, 8)
+    goal = (x @ torch.randn(8, 1)).sin()
+    rows = torch.cat([x, leaking(x, goal)], 1)
+    model = perceptron(rows.shape[1], 1)
+    training = trained(model, cut(rows, goal), lambda model, batch: functional.mse_loss(model(batch[0]), batch[1]))
+    assert "leak" in kinds(training)
+    sound = trained(perceptron(8, 1), cut(x, goal), lambda model, batch: functional.mse_loss(model(batch[0]), batch[1]))
+    assert "leak" not in kinds(sound)
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_a_label_among_the_features(leaks: bool) -> None:
+    x, y = table()
+    rows = torch.cat([x, functional.one_hot(y if leaks else y.roll(1), 4).float()], 1)
+    assert ("leak" in kinds(trained(perceptron(12, 4), cut(rows, y)))) is leaks
