@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import stats, theory, training
+from depthgauge.frames import groups
 from depthgauge.studies.regularization import fits
 
 LINEAR, RELU, NETWORK = "linear model", "random ReLU features", "trained networks"
@@ -90,3 +91,20 @@ def law(n: int, ratio: float) -> dict[str, float]:
     ridge = theory.ridge_risk(features / n, signal=signal, noise=noise)
     plain = theory.ridgeless_risk(n, features, signal=signal, noise=noise)
     return {"new data": noise + plain, BEST: noise + ridge}
+
+
+def less(one: pd.Series[float], other: pd.Series[float], margin: float) -> stats.Comparison:
+    """One figure less another, seed by seed."""
+    both = pd.concat([one, other], axis=1, keys=["one", "other"]).dropna()
+    return stats.paired(both["one"], both["other"], margin=margin, test="t")
+
+
+def ranks(runs: pd.DataFrame) -> str:
+    """Rank correlation of the gap with the norm and with the number of parameters, a seed's networks together."""
+    if runs.empty:
+        return ""
+    found = [own[["gap", "norm", "ratio"]].corr("spearman")["gap"] for _, own in groups(runs, "seed")]
+    norm, count = (stats.mean([each[name] for each in found]).value for name in ("norm", "ratio"))
+    return (
+        f"over sizes and penalties the gap's rank correlation is {norm:.2f} with the norm, {count:.2f} with the number"
+    )

@@ -185,28 +185,38 @@ def _ends(fitted: Tensor, labelled: Tensor, new: Tensor, labels: Tensor, norms: 
 
 
 def _descend(stack: list[Tensor], inputs: Tensor, targets: Tensor, plan: Plan, bounds: Tensor) -> None:
-    """Train in place; the gradient of one network does not depend on the others."""
+    """Train in place; the gradient of one network does not depend on the others.
+
+    A bound is part of the network: weights beyond the ball are scaled back to it before they are used, and descent
+    follows what is left of the gradient, along the sphere. (Steps of Adam that are projected afterwards come to rest
+    elsewhere than at the least error in the ball: its steps are not along the gradient.)
+    """
     for parameter in stack:
         parameter.requires_grad_()
     adam = torch.optim.Adam(stack, plan.rate)
     for step in range(plan.steps):
         adam.param_groups[0]["lr"] = plan.rate * (1 + math.cos(math.pi * step / plan.steps)) / 2
         adam.zero_grad()
-        loss = (_outputs(stack, inputs) - targets).square().sum(2).mean(1).sum()
+        loss = (_outputs(_in_ball(stack, bounds), inputs) - targets).square().sum(2).mean(1).sum()
         if plan.penalty and not len(bounds):
-            loss = loss + plan.penalty * sum(parameter.square().sum() for parameter in stack)
+            loss = loss + plan.penalty * _norms(stack).square().sum()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         adam.step()
-        if len(bounds):
-            with torch.no_grad():
-                shrink = (bounds / _norms(stack)).clamp(max=1)[:, None, None]
-                for parameter in stack:
-                    parameter.mul_(shrink)
+    with torch.no_grad():
+        stack[:] = _in_ball(stack, bounds)
+
+
+def _in_ball(stack: list[Tensor], bounds: Tensor) -> list[Tensor]:
+    """All weights of each network, scaled back to the norm that bounds them."""
+    if not len(bounds):
+        return stack
+    shrink = (bounds / _norms(stack)).clamp(max=1)[:, None, None]
+    return [parameter * shrink for parameter in stack]
 
 
 def _norms(stack: Sequence[Tensor]) -> Tensor:
     """Norm of all weights of each network: (R,)."""
-    squares = torch.stack([parameter.detach().square().sum((1, 2)) for parameter in stack])
+    squares = torch.stack([parameter.square().sum((1, 2)) for parameter in stack])
     return squares.sum(0).sqrt()
 
 
@@ -215,27 +225,6 @@ def _outputs(stack: Sequence[Tensor], x: Tensor) -> Tensor:
     for layer in range(0, len(stack), 2):
         x = (torch.relu(x) if layer else x) @ stack[layer] + stack[layer + 1]
     return x
-
-
-def ball_and_penalty(x: Floats, y: Floats, penalty: float, steps: int = 2000) -> float:
-    """Distance, over the length, of ridge regression from least squares in the ball that its solution touches.
-
-    The ball's solution is found by projected gradient descent, which knows no penalty.
-
-    Args:
-        x: (n, p), of rank p.
-        y: (n,).
-        penalty: times the squared length of the solution, beside the sum of squared errors.
-        steps: of descent.
-    """
-    moment, target = x.T @ x, x.T @ y
-    ridge = np.linalg.solve(moment + penalty * np.eye(len(moment)), target)
-    radius, rate = float(np.linalg.norm(ridge)), 1 / np.linalg.eigvalsh(moment)[-1]
-    found = np.zeros_like(ridge)
-    for _ in range(steps):
-        found = found - rate * (moment @ found - target)
-        found *= min(1.0, radius / float(np.linalg.norm(found)))
-    return float(np.linalg.norm(found - ridge)) / radius
 
 
 def _inputs(images: Tensor) -> Tensor:
