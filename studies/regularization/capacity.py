@@ -35,6 +35,7 @@ MARGIN = 1.05  # errors within 5 % are the same
 PLACE = 1.25  # a peak closer than this factor to the predicted place is there: less than a step of the ratios about 1
 CLOSE = 1.1  # a mean error within 10 % of theory is the predicted one
 SIDES = (0.5, 2.0)  # a peak is higher than the geometric mean of these ratios' errors
+TOLD = 0.01  # of the variance: less bias cannot be told from none
 SHOWN = 1e-6  # less is rounding, and in no figure
 SELECTION = 3
 RATES = (0.003, 0.01, 0.03)
@@ -204,7 +205,7 @@ def _theory(runs: pd.DataFrame, ridge: pd.DataFrame) -> Iterator[Answer]:
 
 
 @drawing.figure(
-    "capacity", "The error on new data falls, rises to a peak, and falls again",
+    "capacity", "Errors through the point where parameters are as many as numbers to fit",
     lambda capacity: f"Squared error, geometric mean of {capacity['n'].min()} seeds or more with 95 % intervals, by "
     "parameters over numbers to fit: examples, for networks times the ten classes. Dashed: theory.",
 )  # fmt: skip
@@ -216,16 +217,16 @@ def draw_capacity(capacity: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "spread", "The peak is variance: bias falls all the way",
+    "spread", "The peak is variance, not bias",
     "Mean over seeds of the parts of the squared error on new data, from two training sets a seed or more. Bias: its "
-    "square, with the noise that no fit can know.",
+    f"square, with the noise that no fit can know; not drawn where it is less than {TOLD:.0%} of the variance.",
 )  # fmt: skip
 def draw_spread(spread: pd.DataFrame) -> Any:
     """Bias and variance by ratio, a panel a kind of model."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "parameters / numbers to fit", "ylabel": "part of the error"}
-    return drawing.panels(
-        spread[spread["value"] > SHOWN], "kind", drawing.lines, x="ratio", y="value", by="term", axes=axes, shared=""
-    )
+    form = {"x": "ratio", "y": "value", "by": "term", "axes": axes}
+    shown = spread[spread["value"] > np.maximum(SHOWN, TOLD * spread["variance"])]
+    return drawing.panels(shown, "kind", drawing.lines, shared="", **form)
 
 
 METHOD = f"""**Capacity.** Least squares of least norm on a growing number of features, and networks of growing width,
