@@ -76,7 +76,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:  # noqa: ARG
     if kind == "network":
         width = fits.width_of(cases[0].number("ratio") * n * fits.CLASSES, depth=1)
         plan = fits.Plan(width, 1, cases[0].integer("steps"), cases[0].number("lr"))
-        found = fits.networks(n, plan, [case.random_seed("seed", "n", "ratio") for case in cases])
+        found = fits.networks(n, plan, [case.random_seed("seed", "n") for case in cases])
     for i, case in enumerate(cases):
         features, seed = round(case.number("ratio") * n), case.random_seed("seed", "kind", "n")
         if kind == "linear":
