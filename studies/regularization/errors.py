@@ -19,7 +19,7 @@ FLOOR = 1e-12  # below it lies rounding: the examples are fitted
 
 
 def runs_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a fit: kind, ratio, n, seed and errors; the rate of networks; `score` is high where it fits best."""
+    """A row a fit: kind, ratio, n, seed and errors; the rate of networks; `score` is high where it fits best."""
     names = ("kind", "ratio", "n", "seed", "lr", "run")
     rows = rows.assign(run=rows["case"]).reindex(columns=[*rows, *{"lr", "run"} - set(rows)])
     runs = training.table(rows, *names, metrics=("train", "test", "variance", "wrong"))
@@ -32,7 +32,7 @@ def runs_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_one_rate(runs: pd.DataFrame) -> pd.DataFrame:
-    """Those fits, of every seed, whose learning rate is that of the reported ones."""
+    """Fits of every seed at the learning rate of the reported ones."""
     return runs.merge(runs.loc[runs["seed"] >= 0, ["kind", "ratio", "lr"]].drop_duplicates())
 
 
