@@ -158,7 +158,7 @@ def _limits(runs: pd.DataFrame, linear: bool | None) -> Iterator[Answer]:
     by, words, asked = ("model", "what", "penalty"), "{model}, {what} at penalty {penalty:g}", dict(_compared(runs))
     limits = Question.of("limits", by, {key: c for key, c in asked.items() if c.log}, label=words, reference="as large")
     gaps = Question.of("gaps", by, {key: c for key, c in asked.items() if not c.log}, label=words, reference="as large")
-    if not limits or not gaps:
+    if not limits or not gaps or len(limits) < 2 * (len(PENALTIES) - 1):
         return
     yield limits.table()
     yield gaps.table()
@@ -179,6 +179,14 @@ def _limits(runs: pd.DataFrame, linear: bool | None) -> Iterator[Answer]:
         f"over that with it, paired t of logarithms, margin {MARGIN:g}; gap of errors on new data and those fitted, of "
         f"many parameters less few (count), without less with penalty (range), margin {GAP:g}; rates by other seeds",
     )  # fmt: skip
+    strong, weak = (limits.members[NAMES[MANY], "bound", penalty] for penalty in (PENALTIES[-1], PENALTIES[1]))
+    if strong.inside and weak.above:
+        yield Sentence(
+            "A bound on the norm of the weights limits a network as the penalty does that ends at that norm where both "
+            f"are strong; where they are weak the error on new digits with the bound is {weak.effect.value:.2f} times that "
+            "with the penalty.",
+            figure="limits_path", claims=(LIMITS.id,),
+        )  # fmt: skip
 
 
 def _depth(runs: pd.DataFrame) -> Iterator[Answer]:
@@ -212,8 +220,8 @@ def _depth(runs: pd.DataFrame) -> Iterator[Answer]:
     if all(gap.above for gap in gaps):
         yield Sentence(
             f"Deep networks overfit, too: with {MANY:g} times as many parameters as numbers to fit, the share of "
-            f"digits classified wrongly is {gaps[1].effect.value:.0%} higher on new ones than on those fitted with "
-            f"{deepest} hidden layers, and {gaps[0].effect.value:.0%} higher with one.",
+            f"digits classified wrongly is {100 * gaps[1].effect.value:.0f} points higher on new ones than on those "
+            f"fitted with {deepest} hidden layers, and {100 * gaps[0].effect.value:.0f} points with one.",
             figure="overfitting", claims=(DEPTH.id,),
         )  # fmt: skip
 
@@ -237,7 +245,7 @@ def draw_path(limits_path: pd.DataFrame) -> Any:
 def draw_overfitting(overfitting: pd.DataFrame) -> Any:
     """Gaps by depth, a colour a size."""
     gaps = overfitting[overfitting["what"] == "gap"]
-    axes = {"xlabel": "hidden layers", "ylabel": "gap of the shares wrong"}
+    axes = {"xticks": DEPTHS, "xlabel": "hidden layers", "ylabel": "gap of the shares wrong"}
     return drawing.panels(gaps, "", drawing.estimates, at="depth", by="model", joined=True, axes=axes)
 
 
