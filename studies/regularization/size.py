@@ -183,8 +183,8 @@ def _limits(runs: pd.DataFrame, linear: bool | None) -> Iterator[Answer]:
     if strong.inside and weak.above:
         yield Sentence(
             "A bound on the norm of the weights limits a network as the penalty does that ends at that norm where both "
-            f"are strong; where they are weak the error on new digits with the bound is {weak.effect.value:.2f} times that "
-            "with the penalty.",
+            f"are strong; where they are weak the error on new digits with the bound is {weak.effect.value:.2f} times "
+            "that with the penalty.",
             figure="limits_path", claims=(LIMITS.id,),
         )  # fmt: skip
 
