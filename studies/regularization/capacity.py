@@ -14,7 +14,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, below, every
 from depthgauge.studies.regularization import errors, fits
 from depthgauge.studies.regularization.errors import NETWORK, RELU
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim, Sentence
 
 CURVE = Claim("N38", "more capacity lowers the training error; the error on new data falls and then rises")
@@ -51,7 +51,7 @@ def grids(  # noqa: PLR0917 - a size names them all
 ) -> Iterator[Grid]:  # fmt: skip
     """Every ratio for each kind of model; networks, which quick leaves out, first with the seeds that choose a rate."""
     varied, both = {"ratio": RATIOS}, ("ratio", "seed")
-    fixed = {"kind": "linear", "n": linear, "draws": draws}
+    fixed: dict[str, Value] = {"kind": "linear", "n": linear, "draws": draws}
     yield Grid(varied, fixed, seeds, both, 50, selection=SELECTION)
     yield Grid(varied, {"kind": "features", "n": features}, seeds, both, 20, selection=SELECTION)
     if network:
@@ -106,7 +106,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             ("beyond", test, last, 1.0),
         ):  # fmt: skip
             members[name, what] = errors.over(table, at, other, MARGIN)
-        place = test.loc[:, test.columns >= RISING].idxmax(axis=1).to_numpy()
+        rising = [ratio for ratio in RATIOS if ratio >= RISING and ratio in test]
+        place = np.array(rising)[test[rising].to_numpy().argmax(axis=1)]
         peaks[name,] = stats.against(place, 1.0, log=True, margin=PLACE)
         if len(with_penalty):
             for curve, table in (("no penalty", test), ("the best penalty", errors.wide(with_penalty, "test"))):
@@ -139,9 +140,9 @@ def _curve(members: Mapping[Any, stats.Comparison], wrong: pd.Series[float]) -> 
         "than at the smallest ratio, error on new data lower at the best below 1 (by other seeds) than there, higher "
         f"at the threshold; beyond: higher at the largest ratio. Paired t of log ratios, margin {MARGIN:g}",
     )  # fmt: skip
-    shape = {what: question.members.get((RELU, what)) for what in ("falls", "rises", "beyond")}
-    if shape["falls"] and shape["falls"].below and shape["rises"].above and shape["beyond"].below:
-        low, peak, last = (float(wrong[ratio]) for ratio in (wrong[wrong.index < 1].idxmin(), 1.0, max(RATIOS)))
+    falls, rises, beyond = (question.members.get((RELU, what)) for what in ("falls", "rises", "beyond"))
+    if falls and rises and beyond and falls.below and rises.above and beyond.below:
+        low, peak, last = wrong[wrong.index < 1].min(), float(wrong[1.0]), float(wrong[max(RATIOS)])
         yield Sentence(
             f"More random ReLU features first lower the share of new digits that are classified wrongly, to {low:.0%}, "
             f"then raise it to {peak:.0%} where they are as many as the examples, and from there lower it again, to "
@@ -193,7 +194,7 @@ def _theory(runs: pd.DataFrame, ridge: pd.DataFrame) -> Iterator[Answer]:
     asked, n = {}, runs.loc[runs["kind"] == "linear", "n"]
     for curve, table in (("new data", runs), (errors.BEST, ridge)):
         for ratio, values in errors.wide(table[table["kind"] == "linear"], "test").items():
-            law = errors.law(int(n.iloc[0]), float(ratio))[curve]
+            law = errors.law(int(n.iloc[0]), float(str(ratio)))[curve]
             if np.isfinite(law):
                 fit = {"new data": "least squares"}.get(curve, "ridge")
                 measured = (values / law).to_numpy()
@@ -224,7 +225,7 @@ def draw_capacity(capacity: pd.DataFrame) -> Any:
 def draw_spread(spread: pd.DataFrame) -> Any:
     """Bias and variance by ratio, a panel a kind of model."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "parameters / numbers to fit", "ylabel": "part of the error"}
-    form = {"x": "ratio", "y": "value", "by": "term", "axes": axes}
+    form: dict[str, Any] = {"x": "ratio", "y": "value", "by": "term", "axes": axes}
     shown = spread[spread["value"] > np.maximum(SHOWN, TOLD * spread["variance"])]
     return drawing.panels(shown, "kind", drawing.lines, shared="", **form)
 

@@ -50,7 +50,7 @@ def penalized(rows: pd.DataFrame) -> pd.DataFrame:
 def lowest(runs: pd.DataFrame) -> float:
     """The ratio below 1 at which the error on new data is lowest, by the seeds that are not reported."""
     chosen = runs[(runs["seed"] < 0) & (runs["ratio"] < 1)]
-    return float(chosen.groupby("ratio")["test"].mean().idxmin())
+    return float(str(chosen.groupby("ratio")["test"].mean().idxmin()))
 
 
 def wide(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def lines(name: str, n: int, runs: pd.DataFrame, ridge: pd.DataFrame) -> Iterato
             own = runs[(runs["ratio"] == ratio) & (runs["seed"] >= 0)]
             test, variance = own["test"].mean(), own["variance"].mean()
             more = {"wrong": own["wrong"].mean(), "lr": own["lr"].max(), "variance": variance, "bias": test - variance}
-            told = law(n, float(ratio)).get(curve, np.nan) if name == LINEAR else np.nan
+            told = law(n, float(str(ratio))).get(curve, np.nan) if name == LINEAR else np.nan
             yield {**at, "low_95": mean.low, "high_95": mean.high, "predicted": told, **more}
 
 

@@ -13,7 +13,7 @@ from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, below, every
 from depthgauge.studies.regularization import balls, errors, fits
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim, Sentence
 
 LIMITS = Claim(
@@ -45,10 +45,11 @@ def grids(  # noqa: PLR0917 - a size names them all
     examples: int, features: int, seeds: int, network: int, steps: int, rates: tuple[float, ...]
 ) -> Iterator[Grid]:
     """Ridge regression at every penalty; networks, which quick leaves out, first with the seeds that choose a rate."""
-    fixed = {"kind": "linear", "n": examples, "features": features}
+    fixed: dict[str, Value] = {"kind": "linear", "n": examples, "features": features}
     yield Grid({"penalty": LINEAR}, fixed, seeds, ("penalty", "seed"), 100, claims=(BALL.id, LIMITS.id))
     for kind, varied, claim in (("penalty", {"penalty": PENALTIES}, LIMITS), ("depth", {"depth": DEPTHS}, DEPTH)):
-        at = {"kind": kind, "n": network, "steps": steps, **({"depth": 1} if kind == "penalty" else {"penalty": 0.0})}
+        at: dict[str, Value] = {"kind": kind, "n": network, "steps": steps}
+        at |= {"depth": 1} if kind == "penalty" else {"penalty": 0.0}
         if network:
             yield Grid(
                 {"ratio": (FEW, MANY), **varied, "lr": rates}, at, 0, ("seed",), 20, (), claims=(claim.id,), selection=2
@@ -107,15 +108,16 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         (float(penalty),): stats.against(own["value"].to_numpy(), 0.0, margin=EXACT)
         for penalty, own in groups(linear.sort_values("penalty"), "penalty")
     }
-    question = Question.of("ball", ("penalty",), asked, label="penalty {penalty:g}", reference="none")
-    if question:
+    if question := Question.of("ball", ("penalty",), asked, label="penalty {penalty:g}", reference="none"):
         yield question.table()
         yield question.verdict(
             BALL, agrees, unit="of the solution's length",
             why=question.listed(agrees, {True: "the same at", False: "another at", None: "undecided:"}),
             method=f"distance of the ball's solution from ridge regression of that norm, over its length; {EXACT:g}",
         )  # fmt: skip
-    if len(network):  # quick has none
+    if network.empty:  # as at quick
+        yield from (("limits_path", network), ("overfitting", network))
+    else:
         runs = runs_of(network)
         runs = runs[runs["seed"] >= 0]
         own = runs[runs["kind"] == "penalty"]
@@ -190,12 +192,11 @@ def _limits(runs: pd.DataFrame, linear: bool | None) -> Iterator[Answer]:
 
 
 def _depth(runs: pd.DataFrame) -> Iterator[Answer]:
-    """N44: shares wrong on new data less those on the examples fitted, of deep networks against the wide one."""
     asked, own = {}, {key: each.set_index("seed")["wrong_gap"] for key, each in groups(runs, ["ratio", "depth"])}
-    for (ratio, depth), gap in own.items():
-        asked[NAMES[ratio], depth, "gap"] = stats.against(gap.to_numpy(), 0.0, margin=GAP)
+    for (ratio, depth), each in own.items():
+        asked[NAMES[ratio], depth, "gap"] = stats.against(each.to_numpy(), 0.0, margin=GAP)
         if depth > 1 and (ratio, 1) in own:
-            asked[NAMES[ratio], depth, "less"] = errors.less(gap, own[ratio, 1], CLOSE)
+            asked[NAMES[ratio], depth, "less"] = errors.less(each, own[ratio, 1], CLOSE)
     by = ("model", "depth", "what")
     question = Question.of("overfitting", by, asked, label="{model}, depth {depth}: {what}", reference="none")
     if not question:
@@ -234,7 +235,7 @@ def _depth(runs: pd.DataFrame) -> Iterator[Answer]:
 def draw_path(limits_path: pd.DataFrame) -> Any:
     """Errors by norm, a panel a size."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "norm of all weights", "ylabel": "squared error on new data"}
-    form = {"at": "norm", "by": "limit", "joined": True, "axes": axes}
+    form: dict[str, Any] = {"at": "norm", "by": "limit", "joined": True, "axes": axes}
     return drawing.panels(limits_path, "parameters", drawing.estimates, shared="y", **form)
 
 
@@ -251,9 +252,8 @@ def draw_overfitting(overfitting: pd.DataFrame) -> Any:
 
 METHOD = f"""**Size.** *Bound and penalty*: for a convex loss the least error in a ball is that at the penalty whose
 solution has the ball's radius (Lagrange duality; Goodfellow, Bengio and Courville 2016, section 7.2); the ball's is
-found by projected descent, which knows no penalty. *Networks* are those of the part on capacity (8 x 8 digits,
-{fits.NOISE:.0%} wrong labels, squared error, Adam on all examples); beyond the bound all weights are scaled back to it.
-Deep and wide networks have as many parameters to within a unit of width."""
+found by projected descent, which knows no penalty. *Networks* are those of the part on capacity; beyond the bound all
+weights are scaled back to it. Deep and wide networks have as many parameters to within a unit of width."""
 PART = Part(
     "size", (LIMITS, BALL, DEPTH), SIZES, grids, run, analyse, (draw_path, draw_overfitting), METHOD, second,
     shown=("limits", "overfitting"),
