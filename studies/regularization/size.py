@@ -250,7 +250,7 @@ def draw_overfitting(overfitting: pd.DataFrame) -> Any:
     return drawing.panels(gaps, "", drawing.estimates, at="depth", by="model", joined=True, axes=axes)
 
 
-METHOD = f"""**Size.** *Bound and penalty*: for a convex loss the least error in a ball is that at the penalty whose
+METHOD = """**Size.** *Bound and penalty*: for a convex loss the least error in a ball is that at the penalty whose
 solution has the ball's radius (Lagrange duality; Goodfellow, Bengio and Courville 2016, section 7.2); the ball's is
 found by projected descent, which knows no penalty. *Networks* are those of the part on capacity; beyond the bound all
 weights are scaled back to it. Deep and wide networks have as many parameters to within a unit of width."""
