@@ -66,6 +66,7 @@ from depthgauge.theory.plain import PlainSignal, plain_signal
 from depthgauge.theory.quadratic import noisy_quadratic
 from depthgauge.theory.regression import regression_risk, stable_learning_rate
 from depthgauge.theory.residual import residual_trajectory
+from depthgauge.theory.ridge import best_penalty, ridge_risk, ridgeless_risk
 from depthgauge.theory.rounding import (
     ExitDepth,
     exit_depth,
@@ -112,6 +113,7 @@ __all__ = [
     "batch_for",
     "batch_norm_growth",
     "batch_norm_shard_bias",
+    "best_penalty",
     "chi",
     "collective_cost",
     "correlation_trajectory",
@@ -150,6 +152,8 @@ __all__ = [
     "relu_log_gain",
     "residual_growth",
     "residual_trajectory",
+    "ridge_risk",
+    "ridgeless_risk",
     "scaled_rate",
     "signal_law",
     "stable_learning_rate",

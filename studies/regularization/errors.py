@@ -1,0 +1,110 @@
+"""Tables of the errors of fits by their number of parameters: what `capacity` judges and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from depthgauge import stats, theory, training
+from depthgauge.frames import groups
+from depthgauge.studies.regularization import fits
+
+LINEAR, RELU, NETWORK = "linear model", "random ReLU features", "trained networks"
+KINDS = {"linear": LINEAR, "features": RELU, "network": NETWORK}
+BEST = "new data, best penalty"
+FLOOR = 1e-12  # below it lies rounding: the examples are fitted
+
+
+def runs_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a fit: kind, ratio, n, seed and errors; the rate of networks; `score` is high where it fits best."""
+    names = ("kind", "ratio", "n", "seed", "lr", "run")
+    rows = rows.assign(run=rows["case"]).reindex(columns=[*rows, *{"lr", "run"} - set(rows)])
+    runs = training.table(rows, *names, metrics=("train", "test", "variance", "wrong"))
+    return runs.assign(
+        seed=runs["seed"].astype(int),
+        ratio=runs["ratio"].astype(float),
+        lr=runs["lr"].fillna(0.0),
+        score=-runs["train"],
+    )
+
+
+def at_one_rate(runs: pd.DataFrame) -> pd.DataFrame:
+    """Fits of every seed at the learning rate of the reported ones."""
+    return runs.merge(runs.loc[runs["seed"] >= 0, ["kind", "ratio", "lr"]].drop_duplicates())
+
+
+def penalized(rows: pd.DataFrame) -> pd.DataFrame:
+    """Errors with a penalty, one row a fit: each ratio's penalty is chosen by other seeds, on examples held out."""
+    own = rows[rows["metric"].isin(["penalized", "validation"])].astype({"seed": int, "ratio": float})
+    chosen = own[(own["metric"] == "validation") & (own["seed"] < 0)]
+    means = chosen.groupby(["kind", "ratio", "layer_index"])["value"].mean().unstack()  # noqa: PD010 - of a series
+    best = means.idxmin(axis=1).rename("best").reset_index()
+    found = own[own["metric"] == "penalized"].merge(best, "left", on=["kind", "ratio"])
+    found = found[(found["layer_index"] == found["best"].fillna(0))]  # the linear model has its best alone
+    return found.rename(columns={"value": "test"})[["kind", "ratio", "seed", "test"]]
+
+
+def lowest(runs: pd.DataFrame) -> float:
+    """The ratio below 1 at which the error on new data is lowest, by the seeds that are not reported."""
+    chosen = runs[(runs["seed"] < 0) & (runs["ratio"] < 1)]
+    return float(str(chosen.groupby("ratio")["test"].mean().idxmin()))
+
+
+def wide(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """An error of the reported fits: a row a seed, a column a ratio."""
+    return runs[runs["seed"] >= 0].pivot_table(index="seed", columns="ratio", values=metric)
+
+
+def over(errors: pd.DataFrame, at: float, other: float, margin: float) -> stats.Comparison:
+    """The error at one ratio over that at another, seed by seed."""
+    one, two = (errors.loc[errors[[at, other]].notna().all(axis=1), ratio].clip(lower=FLOOR) for ratio in (at, other))
+    return stats.paired(one, two, log=True, margin=margin, test="t")
+
+
+def bump(errors: pd.DataFrame, at: float, sides: tuple[float, float], margin: float) -> stats.Comparison:
+    """The error at one ratio over the geometric mean of those on both sides, seed by seed."""
+    three = errors[[at, *sides]].dropna()
+    around = np.sqrt(three[sides[0]] * three[sides[1]])
+    return stats.paired(three[at], around, log=True, margin=margin, test="t")
+
+
+def lines(name: str, n: int, runs: pd.DataFrame, ridge: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Mean errors of the reported seeds, a row a curve and ratio."""
+    fits_ = {"training examples": (runs, "train"), "new data": (runs, "test"), BEST: (ridge, "test")}
+    for curve, (table, metric) in fits_.items():
+        for ratio, values in wide(table, metric).items() if len(table) else ():
+            mean = stats.mean(values.to_numpy(), log=True)
+            at = {"kind": name, "curve": curve, "ratio": ratio, "n": len(values), "value": mean.value}
+            own = runs[(runs["ratio"] == ratio) & (runs["seed"] >= 0)]
+            test, variance = own["test"].mean(), own["variance"].mean()
+            more = {"wrong": own["wrong"].mean(), "lr": own["lr"].max(), "variance": variance, "bias": test - variance}
+            told = law(n, float(str(ratio))).get(curve, np.nan) if name == LINEAR else np.nan
+            yield {**at, "low_95": mean.low, "high_95": mean.high, "predicted": told, **more}
+
+
+def law(n: int, ratio: float) -> dict[str, float]:
+    """Predicted errors of the linear model on new data."""
+    signal, noise = fits.effective(n, features := round(ratio * n))
+    ridge = theory.ridge_risk(features / n, signal=signal, noise=noise)
+    plain = theory.ridgeless_risk(n, features, signal=signal, noise=noise)
+    return {"new data": noise + plain, BEST: noise + ridge}
+
+
+def less(one: pd.Series[float], other: pd.Series[float], margin: float) -> stats.Comparison:
+    """One figure less another, seed by seed."""
+    both = pd.concat([one, other], axis=1, keys=["one", "other"]).dropna()
+    return stats.paired(both["one"], both["other"], margin=margin, test="t")
+
+
+def ranks(runs: pd.DataFrame) -> str:
+    """Rank correlation of the gap with the norm and with the number of parameters, a seed's networks together."""
+    if runs.empty:
+        return ""
+    found = [own[["gap", "norm", "ratio"]].corr("spearman")["gap"] for _, own in groups(runs, "seed")]
+    norm, count = (stats.mean([each[name] for each in found]).value for name in ("norm", "ratio"))
+    return (
+        f"over sizes and penalties the gap's rank correlation is {norm:.2f} with the norm, {count:.2f} with the number"
+    )
