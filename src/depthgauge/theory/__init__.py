@@ -75,6 +75,7 @@ from depthgauge.theory.rounding import (
     lost_update_fraction,
     underflow_fraction,
 )
+from depthgauge.theory.selection import least_squares_error, selection_optimism, smoothed_gap
 from depthgauge.theory.shattering import gradient_correlation
 from depthgauge.theory.summation import (
     SumError,
@@ -128,6 +129,7 @@ __all__ = [
     "landing_probability",
     "landing_share",
     "layer_moments",
+    "least_squares_error",
     "linear_log_gain",
     "log_norm_growth",
     "lost_decay_fraction",
@@ -148,7 +150,9 @@ __all__ = [
     "relu_log_gain",
     "residual_trajectory",
     "scaled_rate",
+    "selection_optimism",
     "signal_law",
+    "smoothed_gap",
     "stable_learning_rate",
     "steps_at",
     "sum_errors",
