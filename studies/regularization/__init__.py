@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.regularization import expectation, selection
+from depthgauge.studies.regularization import augmentation, expectation, selection, targets
 
 STUDY = study(
     "regularization",
     "What does each regularizer do, and when does it lower the error on new data?",
-    (expectation.PART, selection.PART),
+    (expectation.PART, selection.PART, augmentation.PART, targets.PART),
     topic="regularization",
     series=1,
     caveats=(
         "Dropout's mean: one layer of a few units at initialization; dropped layers in a stack add up.",
+        "Augmentation: one strength each, small networks, at most 512 training images, a short training.",
+        "Targets: the linear classifier's few images can be separated; networks are small and nearly always right.",
         "Model selection: linear problems, whose true errors are known; networks may share more or less of theirs.",
     ),
 )
