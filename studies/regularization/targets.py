@@ -39,7 +39,7 @@ LAST = 8  # growth: over this factor of steps before the last
 METRICS = ("validation_accuracy", "test_accuracy", "fitted", "gap", "calibration", "test_loss", "diverged")
 SIZES = sizes(
     "smoothings seeds linear_steps width steps rates",
-    quick=((0.0, 0.1), 10, 2048, 32, 400, (0.1, 0.3)),
+    quick=((0.0, 0.1), 10, 8192, 32, 400, (0.1, 0.3, 1.0)),
     standard=((0.0, 0.03, 0.1, 0.3), 20, 16384, 64, 2000, (0.03, 0.1, 0.3, 1.0)),
     full=((0.0, 0.01, 0.03, 0.1, 0.3), 40, 65536, 128, 8000, (0.01, 0.03, 0.1, 0.3, 1.0)),
     tiny=((0.0, 0.1), 5, 32, 8, 30, (0.3,)),
