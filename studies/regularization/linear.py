@@ -24,7 +24,8 @@ def problem(sets: int, examples: int, inputs: int, draws: torch.Generator) -> tu
 def fit(x: Tensor, y: Tensor, penalty: float = 0.0) -> Tensor:
     """Ridge regression, (S, d); least squares without a penalty."""
     squares = x.mT @ x + penalty * torch.eye(x.shape[2]).to(x)
-    return torch.linalg.solve(squares, (x.mT @ y[:, :, None]))[:, :, 0]
+    solved: Tensor = torch.linalg.solve(squares, x.mT @ y[:, :, None])
+    return solved[:, :, 0]
 
 
 def accuracies(fitted: Tensor, weights: Tensor) -> Tensor:
@@ -45,7 +46,8 @@ def models(x: Tensor, y: Tensor, kind: str, count: int, draws: torch.Generator) 
         return fitted
     free = torch.randn(sets, d, count, generator=draws, dtype=x.dtype).to(x)
     free -= free.mean(1, keepdim=True)  # the true weights are all alike
-    return torch.linalg.qr(free)[0]  # orthogonal to each other and to the truth: signs of them are independent
+    orthogonal: Tensor = torch.linalg.qr(free)[0]  # to each other and to the truth: their signs are independent
+    return orthogonal
 
 
 def right(fitted: Tensor, n: int, d: int, draws: torch.Generator) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""What measuring and choosing models makes of their error: few examples, many candidates, smoothed targets.
+"""Errors of models as they are measured and chosen: few examples, many candidates, smoothed targets.
 
 >>> least_squares_error(40, 10), least_squares_error(11, 10)
 (1.3448275862068966, inf)
