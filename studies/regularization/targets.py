@@ -14,7 +14,7 @@ from torch.nn import functional
 from depthgauge import data, drawing, models, replicas, stats, theory, training
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, agrees, below
+from depthgauge.questions import Question, above, agrees, below, listed
 from depthgauge.studies.regularization import softmax
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Sentence
@@ -115,7 +115,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def _reached(curves: pd.DataFrame, smoothings: pd.Series[float]) -> Iterator[Answer]:
     lines, powers, gaps = [], {}, {}
-    steps = sorted({step for _, step in curves.columns})
+    steps = sorted({int(step) for _, step in curves.columns})
     last, before = steps[-1], steps[max(0, len(steps) - 1 - int(np.log2(LAST)))]
     for e, cases in groups(smoothings.loc[curves.index].to_frame(), "smoothing"):
         own, goal = curves.loc[cases.index], theory.smoothed_gap(e, 10)
@@ -181,10 +181,10 @@ def _needed(runs: pd.DataFrame) -> Iterator[Answer]:
     }  # fmt: skip
     gained = question.listed(above, {True: "accuracy rises for", False: "no rise for", None: "undecided:"}, 5)
     right = question.members["training images right with one-hot targets", 0.0].effect.value
+    said = listed(answers, {True: "true for", False: "false for", None: "undecided for"})
     yield question.verdict(
-        NEEDED, answers, unit="share of images",
-        why=f"with one-hot targets {right:.2%} of training images are right; "
-        + gained,
+        NEEDED, answers, unit="share of images", says=said if len(set(answers.values())) > 1 else "",
+        why=f"with one-hot targets {right:.2%} of training images are right; {gained}",
         method="true where one-hot targets leave training images wrong, or smoothing raises the test accuracy, by more "
         f"than {POINTS:g}; rates chosen by other seeds, paired t",
     )  # fmt: skip
