@@ -244,7 +244,7 @@ noise adds s² |J|², exactly so in a linear network, and otherwise a term of se
 **Regularizers.** {images.FITTED} training images at most; augmentation draws {images.COPIES} copies of each, shifted by
 up to an eighth of the side, rotated by up to {images.DEGREES:g} degrees, or with noise of {images.NOISE:g}; SGD with
 momentum 0.9, the same steps for all, so that batches of 8 see 1/32 of the examples. Strengths are fixed; only rates are
-tuned, by seeds that are not reported."""
+tuned, by seeds that are not reported. Sizes were set with trial runs in view; those had other seeds."""
 PART = Part(
     "augmentation", (TIKHONOV, AUGMENTED, BATCH), SIZES, grids, run, analyse, (draw_noise, draw_regularized), METHOD
 )  # fmt: skip

@@ -238,7 +238,8 @@ METHOD = f"""**One-hot and smoothed targets.** A softmax of a linear function wi
 {softmax.MOMENTUM:g}: it can reach any targets. That the loss falls as 1 / steps and logits grow as their logarithm:
 Soudry et al. 2018, Nacson et al. 2019. Gap of smoothed targets (Szegedy et al. 2016): `theory.smoothed_gap`. Networks:
 two hidden layers of ReLU, SGD of batch 32 on all training digits, rates chosen by the validation accuracy of seeds that
-are not reported. Müller, Kornblith and Hinton 2019 find that smoothing improves the calibration of larger networks."""
+are not reported. Müller, Kornblith and Hinton 2019 find that smoothing improves the calibration of larger networks.
+Sizes were set with trial runs in view; those had other seeds."""
 PART = Part(
     "targets", (NEEDED, GROWTH, GAP, CALIBRATED), SIZES, grids, run, analyse, (draw_gaps, draw_smoothed), METHOD
 )  # fmt: skip
