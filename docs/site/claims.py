@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from depthgauge.discovery import discover
-from depthgauge.reports.escaping import markdown
+from depthgauge.reports.escaping import Markdown, markdown
 from depthgauge.topics import BY_NAME, place
 from depthgauge.verdict import Claim
 
@@ -67,7 +67,8 @@ def settled() -> Mapping[str, tuple[str, str, str, str]]:
 def _told(study: str, claim: Claim, published: Mapping[tuple[str, str], tuple[str, Mapping[str, Any]]]) -> str:
     """A claim's row, or one for each of the studies that answer it."""
     if (study, claim.id) not in published:
-        return _row(claim.id, claim.text, "not published", f"`depthgauge run {study} --preset standard` tells")
+        tells = Markdown(f"`depthgauge run {study} --preset standard` tells")
+        return _row(claim.id, claim.text, "not published", tells)
     link, verdict = published[study, claim.id]
     status = verdict["status"].replace("_", " ")
     return _row(claim.id, claim.text, f"[{status}]({link})", verdict["says"] or verdict["why"])

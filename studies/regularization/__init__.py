@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.regularization import capacity, expectation, size
+from depthgauge.studies.regularization import (
+    augmentation,
+    capacity,
+    expectation,
+    selection,
+    size,
+    targets,
+)
 
 STUDY = study(
     "regularization",
     "What does each regularizer do, and when does it lower the error on new data?",
-    (capacity.PART, expectation.PART, size.PART),
+    (
+        capacity.PART,
+        expectation.PART,
+        size.PART,
+        selection.PART,
+        augmentation.PART,
+        targets.PART,
+    ),
     topic="regularization",
     series=1,
     caveats=(
@@ -16,5 +30,8 @@ STUDY = study(
         "Size: bounds, penalties and depths are tried on networks of one kind, on 100 digits.",
         "Capacity and size: sizes were set with trial runs in view; those had other seeds.",
         "Dropout's mean: one layer of a few units at initialization; dropped layers in a stack add up.",
+        "Augmentation: one strength each, small networks, at most 512 training images, a short training.",
+        "Targets: the linear classifier's few images can be separated; networks are small and nearly always right.",
+        "Model selection: linear problems, whose true errors are known; networks may share more or less of theirs.",
     ),
 )

@@ -76,6 +76,7 @@ from depthgauge.theory.rounding import (
     lost_update_fraction,
     underflow_fraction,
 )
+from depthgauge.theory.selection import least_squares_error, selection_optimism, smoothed_gap
 from depthgauge.theory.shattering import gradient_correlation
 from depthgauge.theory.stabilizers import ResidualGrowth, residual_growth, transformer_stream
 from depthgauge.theory.summation import (
@@ -132,6 +133,7 @@ __all__ = [
     "landing_probability",
     "landing_share",
     "layer_moments",
+    "least_squares_error",
     "linear_log_gain",
     "log_norm_growth",
     "lost_decay_fraction",
@@ -155,7 +157,9 @@ __all__ = [
     "ridge_risk",
     "ridgeless_risk",
     "scaled_rate",
+    "selection_optimism",
     "signal_law",
+    "smoothed_gap",
     "stable_learning_rate",
     "steps_at",
     "sum_errors",
