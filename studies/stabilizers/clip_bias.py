@@ -31,10 +31,10 @@ SCALED = Claim(
 MARGIN = 0.05  # in units of the noise: a resting point closer to theory than this is the predicted one
 EXACT = 1e-3  # relative, of the norm of a step
 LEVELS = (0.25, 1.0, 4.0, 16.0)
-RATE, CHAINS, DISCARDED = 0.02, 32, 0.4
+RATE, CHAINS, DISCARDED = 0.02, 32, 0.5
 SCALES = (1.0, 2.0**8, 2.0**16)
 FEATURES = 16
-SIZES = sizes("steps seeds", quick=(1500, 12), standard=(4000, 24), full=(10000, 40), tiny=(60, 6))
+SIZES = sizes("steps seeds", quick=(2500, 12), standard=(6000, 24), full=(12000, 40), tiny=(60, 6))
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ def clipped_scaled(seed: int, scale: float, largest: float = 1.0) -> dict[str, f
         largest: bound of the norm.
     """
     draws = generator(seed, Purpose.DATA)
-    x, y = torch.randn(32, FEATURES, generator=draws), 3 * torch.randn(32, 1, generator=draws)
+    x, y = torch.randn(32, FEATURES, generator=draws).double(), 3 * torch.randn(32, 1, generator=draws).double()
     norms = {}
     for order in ("wrong", "right"):
-        model = torch.nn.Linear(FEATURES, 1)
+        model = torch.nn.Linear(FEATURES, 1, dtype=torch.float64)
         with torch.no_grad():
             for each in model.parameters():
                 each.copy_(torch.randn(each.shape, generator=generator(seed, Purpose.WEIGHTS)))

@@ -135,7 +135,8 @@ def _shares(windows: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[dict[str, An
         window = windows[(windows[KEYS] == list(key)).all(axis=1)]
         yield {
             **dict(zip(KEYS, key, strict=True)), "n": len(own), "lr": own["lr"].iloc[0],
-            "clipped": own["clipped"].mean(), "kept": own["kept"].mean(), "loss": own["loss"].median(),
+            **spelled("clipped", stats.mean(own["clipped"].to_numpy())), "kept": own["kept"].mean(),
+            "loss": own["loss"].median(),
             **spelled("octaves", stats.mean(window["octaves"].to_numpy(float))),
             "largest": window["largest"].median(), "smallest": window["smallest"].median(),
             "at_edge": bool(own["at_edge"].iloc[0]),
@@ -181,17 +182,26 @@ def _named(way: str) -> str:
 @drawing.figure(
     "clip_windows", "How many factors of two in the learning rate work, with clipping and without",
     lambda clip_shares: f"Mean number of rates at which the loss ends below {LEARNED:g} of chance's, of a grid in "
-    f"factors of two, {clip_shares['n'].min()} seeds, 95 % intervals. Behind each way the share of steps that it cuts at its "
-    "best rate.",
+    f"factors of two, {clip_shares['n'].min()} seeds, 95 % intervals.",
 )  # fmt: skip
 def draw_windows(clip_shares: pd.DataFrame) -> Any:
     """Widths of windows, a row a way, a panel a network."""
     shown = clip_shares.rename(columns=lambda name: name.replace("octaves", "width"))
-    shown = shown.assign(shown=[
-        f"{way} ({cut:.0%})" for way, cut in zip(shown["way"], shown["clipped"].fillna(0), strict=True)
-    ])  # fmt: skip
     axes = {"xlabel": "factors of two", "ylabel": ""}
-    return drawing.panels(shown, "network", drawing.estimates, at="shown", value="width", axes=axes, shared="x")
+    return drawing.panels(shown, "network", drawing.estimates, at="way", value="width", axes=axes, shared="both")
+
+
+@drawing.figure(
+    "clip_shares", "The share of steps that clipping cuts, at the best rate of each way",
+    lambda clip_shares: f"Mean share of steps at which the gradient loses more than {1 - clipped.CHANGED:.0%} of its "
+    f"norm; {clip_shares['n'].min()} seeds, 95 % intervals. At 100 % the bound is a step length, no safeguard.",
+)  # fmt: skip
+def draw_shares(clip_shares: pd.DataFrame) -> Any:
+    """Shares of steps, a row a way, a panel a network."""
+    axes = {"xlabel": "share of steps cut", "ylabel": "", "xlim": (-0.05, 1.05)}
+    return drawing.panels(
+        clip_shares, "network", drawing.estimates, at="way", value="clipped", axes=axes, shared="both"
+    )
 
 
 @drawing.figure(
@@ -210,9 +220,9 @@ METHOD = f"""**Clipping.** ReLU networks on 8 x 8 digits, SGD with batches of 32
 two: one that explodes ({_words("explosive")}) and one that does not ({_words("tame")}). Gradients are bounded by their
 global norm; by the value of each element; adaptively, each unit's by a multiple of the norm of its weights, at least
 {clipped.FLOOR:g} (Brock et al. 2021, arXiv:2102.06171, who name multiples near 0.01; the output layer is bounded here
-as well, and all biases of a layer are one unit); or divided by their norm. A step counts as cut where the gradient keeps
-less than {clipped.CHANGED:.0%} of its norm. The best rate is chosen by seeds that are not reported. Levels:
+as well, and all biases of a layer are one unit); or divided by their norm. A step counts as cut where the gradient
+keeps less than {clipped.CHANGED:.0%} of its norm. The best rate is chosen by seeds that are not reported. Levels:
 {enumerated(list(WAYS), 20)}."""
 PART = Part(
-    "clipping", (STABLER,), SIZES, grids, run, analyse, (draw_windows, draw_losses), METHOD,
+    "clipping", (STABLER,), SIZES, grids, run, analyse, (draw_windows, draw_shares, draw_losses), METHOD,
 )  # fmt: skip

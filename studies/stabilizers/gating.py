@@ -11,12 +11,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from depthgauge import stats, theory, training
+from depthgauge import stats, training
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, below, spelled
+from depthgauge.questions import Question, below
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.stabilizers import gating_figures as figures
+from depthgauge.studies.stabilizers import gating_laws as laws
 from depthgauge.studies.stabilizers import recurrent
 from depthgauge.studies.stabilizers.recurrent import BASELINES, FEATURES, KINDS, OUTPUTS
 from depthgauge.study import Case, Context, Grid, Rows
@@ -34,8 +35,7 @@ OFF = Claim(
 STACKS = ("plain", "residual", "scaled residual")
 GAINS = (0.9, 1.1)  # of weights, over He's, which are critical for a plain stack
 BACK = 100  # steps back at which recurrent gradients are compared
-NEAR = 1.25  # margin of a reach over the predicted, and of the distances of two gradients from size 1
-SLOPE = 0.02  # margin of ln of the squared gradient, a layer
+NEAR = 1.25  # margin of the distances of two gradients from size 1
 LEARNED = 0.5  # of the loss of the best answer that knows no input
 BATCH = 4
 SIZES = sizes(
@@ -119,12 +119,6 @@ def _passed(case: Case, kind: str) -> float:
     return float(v.square().sum()) / start
 
 
-def growth(kind: str, gain: float, depth: int) -> float:
-    """Theory's ln of the squared gradient's growth through a stack of infinite width."""
-    each = {"plain": gain**2, "residual": 1 + gain**2, "scaled residual": 1 + gain**2 / depth}[kind]
-    return depth * math.log(each)
-
-
 def _trained(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     shared = cases[0]
     task, kind = shared.text("task"), shared.text("kind")
@@ -146,12 +140,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     reached = params[params["stage"] == "reach"]
     if len(reached):
         wide = rows[rows["metric"] == "square"].pivot_table(index="case", columns="layer_index", values="value")
-        yield from _reaches(reached, wide)
+        yield from laws.reaches(reached, wide, (REACH, STABLER))
         asked |= _against(reached.assign(ln=np.log(wide[min(BACK, wide.columns.max())])), "RNN", "LSTM")
         asked |= _against(reached.assign(ln=np.log(wide[min(BACK, wide.columns.max())])), "orthogonal RNN", "LSTM")
     stacks = params[params["stage"] == "stack"].join(rows[rows["metric"] == "growth"].set_index("case")["value"])
     if len(stacks):
-        yield from _growths(stacks)
+        yield from laws.growths(stacks, OFF)
         for gain, own in groups(stacks.assign(ln=stacks["value"]), "gain"):
             asked |= {
                 (f"{one}, weights x {gain:g}", other): c
@@ -159,12 +153,13 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             }
     trained = params[params["stage"] == "train"].join(rows[rows["metric"] == "loss"].set_index("case")["value"])
     learned: dict[Any, bool | None] = {}
+    tuned = pd.DataFrame()
     if len(trained):
         runs = training.tunable(trained.assign(seed=trained["seed"].astype(int)), ["task", "kind"])
         if len(runs):
             tuned = training.tuned(runs.assign(score=-runs["value"].fillna(np.inf)), ["task", "kind"], score="score")
-            yield "gate_losses", pd.DataFrame(_losses(tuned))
             learned = _learned(tuned)
+    yield "gate_losses", pd.DataFrame(_losses(tuned) if len(tuned) else [])
     question = Question.of("additive", ("sum", "product"), asked, label="{sum} against {product}", reference="as near")
     if question:
         yield question.table()
@@ -180,57 +175,6 @@ def _against(lines: pd.DataFrame, product: str, sums: str) -> dict[tuple[str, st
             both = own.index.intersection(kinds[product].index)
             found[kind, product] = stats.paired(own[both], kinds[product][both], log=True, margin=NEAR, test="t")
     return found
-
-
-def _bias(kind: str, length: int) -> np.ndarray[Any, Any]:
-    return theory.chrono_biases(length) if "chrono" in kind else np.array([1.0 if "bias" in kind else 0.0])
-
-
-def _reaches(reached: pd.DataFrame, wide: pd.DataFrame) -> Iterator[Answer]:
-    asked, lines = {}, []
-    back = np.array([0, *(k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 499) if k in wide.columns)])
-    for kind, own in groups(reached, "kind"):
-        curves = np.sqrt(wide.loc[own.index].to_numpy())
-        length = int(own["length"].max())
-        law = theory.gate_decay(_bias(kind, length), np.arange(length)) if "LSTM" in kind else None
-        if law is not None:
-            ratio = np.array([theory.reach(curve) for curve in curves]) / theory.reach(law)
-            asked[kind,] = stats.against(ratio, 1.0, log=True, margin=NEAR)
-        for k in back:
-            middle = {name: float(each[0]) for name, each in stats.band(curves[:, [k]]).items()}
-            lines.append({
-                "network": kind, "back": int(k), "n": len(own), **middle,
-                "predicted": math.nan if law is None else law[k], "reach": float(np.median([theory.reach(curve) for curve in curves])),
-            })  # fmt: skip
-    yield "reach", pd.DataFrame(lines)
-    question = Question.of("reach_law", ("network",), asked, label="{network}", counted="networks")
-    if question:
-        yield question.table()
-        yield question.prediction(REACH, "reaches", within=f"a factor of {NEAR:g}", unit="measured over predicted")
-    steps = {line["network"]: line["reach"] for line in lines}
-    if {"LSTM", "LSTM, bias 1", "RNN"} <= set(steps):
-        yield Sentence(
-            f"At initialization the gradient falls to 1/e within {steps['RNN']:.1f} steps in an RNN of PyTorch's "
-            f"default draws, {steps['LSTM']:.1f} in an LSTM's cell, {steps['LSTM, bias 1']:.1f} with forget biases of 1, and "
-            f"{steps.get('chrono LSTM', math.nan):.0f} with chrono biases; in an orthogonal RNN within "
-            f"{steps.get('orthogonal RNN', math.nan):.0f}.", figure="gate_reach", claims=(REACH.id, STABLER.id),
-        )  # fmt: skip
-
-
-def _growths(stacks: pd.DataFrame) -> Iterator[Answer]:
-    asked, lines = {}, []
-    for (kind, gain, depth), own in groups(stacks, ["kind", "gain", "depth"]):
-        law = growth(kind, float(gain), int(depth))
-        asked[kind, gain] = stats.against((own["value"] / depth).to_numpy(), law / int(depth), margin=SLOPE)
-        mean = {
-            name.replace("value_", ""): each
-            for name, each in spelled("value", stats.mean(own["value"].to_numpy())).items()
-        }
-        lines.append({"stack": f"{kind}, x {gain:g}", "n": len(own), "depth": int(depth), **mean, "predicted": law})
-    yield "off_critical", pd.DataFrame(lines)
-    question = Question.of("off_critical_law", ("kind", "gain"), asked, label="{kind}, weights x {gain:g}")
-    yield question.table()
-    yield question.prediction(OFF, "growths", within=f"{SLOPE:g} a layer", unit="ln of the squared gradient a layer")
 
 
 def _losses(tuned: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -277,14 +221,14 @@ def _answers(question: Question, learned: dict[Any, bool | None]) -> Iterator[An
 
 
 METHOD = f"""**Gates and shortcuts.** Recurrent networks of one layer, weights uniform in ±1/√width, without biases;
-orthogonal or identity state weights (the latter with ReLU: Le et al. 2015, arXiv:1504.00941); LSTMs with forget biases
-0, 1, or chrono biases (Tallec and Ollivier 2018, arXiv:1804.11188: ln u, u uniform in 1 .. T - 1, and their negative
-for the input gate). The gradient of a random direction of the last state (of an LSTM the cell), by steps back; its reach is
-where the root mean square falls below 1/e. Predicted: `theory.gate_decay`. Stacks: ReLU layers W relu(x), residual
-x + W relu(x), and x + W relu(x) / √depth, whose squared gradients grow by g², 1 + g² and 1 + g² / depth a layer at g
-times He's weights. Trained: adding two marked numbers and copying {recurrent.KEPT} of {recurrent.SYMBOLS} symbols
-(baselines {BASELINES["adding"]:.3g}, {BASELINES["copying"]:.3g}) over 100 steps, Adam, gradients clipped at norm
-{recurrent.LARGEST:g}, the rate chosen by seeds that are not reported."""
+orthogonal or identity state weights (the latter with ReLU: Le et al. 2015, arXiv:1504.00941); LSTMs with forget
+biases 0, 1, or chrono biases (Tallec and Ollivier 2018, arXiv:1804.11188: ln u, u uniform in 1 .. T - 1, and their
+negative for the input gate). The gradient of a random direction of the last state (of an LSTM the cell), by steps
+back; its reach is where the root mean square falls below 1/e. Predicted: `theory.gate_decay`. Stacks: ReLU layers W
+relu(x), residual x + W relu(x), and x + W relu(x) / √depth, whose squared gradients grow by g², 1 + g² and 1 + g² /
+depth a layer at g times He's weights. Trained: adding two marked numbers and copying {recurrent.KEPT} symbols of
+{recurrent.SYMBOLS} kinds (baselines {BASELINES["adding"]:.3g}, {BASELINES["copying"]:.3g}) over 100 steps, Adam,
+gradients clipped at norm {recurrent.LARGEST:g}, the rate chosen by seeds that are not reported."""
 PART = Part(
     "gating", (STABLER, REACH, OFF), SIZES, grids, run, analyse,
     (figures.draw_reach, figures.draw_growth, figures.draw_losses), METHOD,

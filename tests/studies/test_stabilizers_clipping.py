@@ -1,4 +1,4 @@
-"""Clipped gradients: bounds and training against torch by hand, the exact point of rest, and verdicts on made-up rows."""
+"""Clipped gradients: bounds and training against torch by hand, the exact point of rest, made-up rows."""
 
 from __future__ import annotations
 

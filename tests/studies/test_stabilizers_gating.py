@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from depthgauge import theory
-from depthgauge.studies.stabilizers import gating, recurrent
+from depthgauge.studies.stabilizers import gating, gating_laws, recurrent
 from depthgauge.study import Case, Rows
 from depthgauge.verdict import Status
 
@@ -65,7 +65,7 @@ def test_the_tasks_are_learned_by_who_knows_them(task: str) -> None:
 @pytest.mark.parametrize("kind", gating.STACKS)
 def test_a_wide_stack_grows_as_theory_says(kind: str) -> None:
     case = Case.of({"part": "gating", "stage": "stack", "kind": kind, "gain": 1.1, "depth": 4, "width": 400, "seed": 0})
-    assert math.log(gating._passed(case, kind)) / 4 == pytest.approx(gating.growth(kind, 1.1, 4) / 4, abs=0.05)
+    assert math.log(gating._passed(case, kind)) / 4 == pytest.approx(gating_laws.growth(kind, 1.1, 4) / 4, abs=0.05)
 
 
 def made_up(residual: float) -> Iterator[Rows]:
@@ -74,8 +74,8 @@ def made_up(residual: float) -> Iterator[Rows]:
         for seed in range(12):
             for kind in gating.STACKS:
                 case = Case.of({
-                    "part": "gating", "stage": "stack", "kind": kind, "gain": gain, "depth": 8, "width": 16, "seed": seed,
-                    "length": None, "task": None, "lr": None,
+                    "part": "gating", "stage": "stack", "kind": kind, "gain": gain, "depth": 8, "width": 16,
+                    "seed": seed, "length": None, "task": None, "lr": None,
                 })  # fmt: skip
                 yield case.rows("growth", (10.0 if kind == "plain" else residual) + 0.01 * seed)
 
