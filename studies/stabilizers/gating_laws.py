@@ -1,4 +1,4 @@
-"""What theory says of gates and shortcuts at initialization, and how far measurements are from it."""
+"""Theory of gates and shortcuts at initialization, and how far measurements are from it."""
 
 from __future__ import annotations
 

@@ -73,10 +73,9 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def _uniform(module: torch.nn.Module, generator: torch.Generator) -> None:
+    bound = SHAPES["lstm"]["width"] ** -0.5
     for parameter in module.parameters():
-        torch.nn.init.uniform_(
-            parameter, -(SHAPES["lstm"]["width"] ** -0.5), SHAPES["lstm"]["width"] ** -0.5, generator
-        )
+        torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
 
 def gradient_norms(stack: replicas.Stack, x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where clipped gradients come to rest, and how far back the gates of a recurrent cell let a gradient reach.
+"""Points of rest of clipped gradients, and how far back the gates of a recurrent cell let a gradient reach.
 
 >>> from scipy import stats
 >>> abs(clipped_rest(stats.expon(loc=-1).cdf, 16.0)) < 1e-3  # the mean, as the bound grows
