@@ -61,7 +61,7 @@ def stacked(networks: Sequence[Weights], dtype: torch.dtype) -> dict[str, Tensor
 
 
 def states(kind: str, weights: Weights, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors that each step passes on, and those that it shows, (R, B, width) each, for inputs (R, B, T, features).
+    """The tensors that each step passes on, and those that it shows, (R, B, width) each; inputs (R, B, T, features).
 
     An RNN passes on what it shows; an LSTM passes on its cell.
     """
