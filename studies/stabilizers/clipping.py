@@ -42,7 +42,7 @@ RATES = tuple(2.0**k for k in range(-14, 7))
 KEYS = ["network", "way"]
 METRICS = ("loss", "clipped", "kept")
 SIZES = sizes(
-    "ways seeds steps width rates", quick=((), 0, 0, 0, ()), standard=(tuple(WAYS), 10, 150, 32, RATES),
+    "ways seeds steps width rates", quick=((), 0, 0, 0, ()), standard=(tuple(WAYS), 16, 150, 32, RATES),
     full=(tuple(WAYS), 20, 400, 64, RATES), tiny=(("none", "norm 1", "normalized"), 6, 4, 8, RATES[4::8]),
 )  # fmt: skip
 
@@ -211,9 +211,11 @@ def draw_shares(clip_shares: pd.DataFrame) -> Any:
 )  # fmt: skip
 def draw_losses(clip_losses: pd.DataFrame) -> Any:
     """Loss by rate, a panel a network, a line a way."""
-    shown = clip_losses[clip_losses["way"].isin(["none", "norm 1", "value 0.1", "adaptive 0.04", "normalized"])]
+    shown = clip_losses[clip_losses["way"].isin(["none", "norm 1", "value 0.1", "adaptive 0.04", "normalized"])].rename(
+        columns={"way": "clipping"}
+    )
     axes = {"xscale": "log", "yscale": "log", "ylabel": "loss"}
-    return drawing.panels(shown, "network", drawing.lines, x="lr", y="median", by="way", axes=axes, shared="both")
+    return drawing.panels(shown, "network", drawing.lines, x="lr", y="median", by="clipping", axes=axes, shared="both")
 
 
 METHOD = f"""**Clipping.** ReLU networks on 8 x 8 digits, SGD with batches of 32, at every rate of a grid in factors of

@@ -17,8 +17,8 @@ from depthgauge import drawing
 def draw_reach(reach: pd.DataFrame) -> Any:
     """Gradient by steps back, a line a network."""
     axes = {"xscale": "symlog", "yscale": "log", "xlabel": "steps back", "ylabel": "gradient", "ylim": (1e-4, 10)}
-    shown = reach[reach["median"] > 1e-6]
-    return drawing.panels(shown, "", drawing.profile, x="back", by="network", axes=axes)
+    shown = reach[reach["median"] > 1e-6].rename(columns={"network": "cell"})
+    return drawing.panels(shown, "", drawing.profile, x="back", by="cell", axes=axes)
 
 
 @drawing.figure(

@@ -109,7 +109,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.table()
     yield (
         "smooth_paths",
-        lines[lines["seed"].astype(int) < 4][["network", "lr", "seed", "step", "gradient", "sharpness"]],
+        lines[lines["seed"].astype(int) < 2][["network", "lr", "seed", "step", "gradient", "sharpness"]],
     )
     words = {True: "grows with", False: "does not grow with", None: "is undecided for"}
     yield question.verdict(
@@ -126,7 +126,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 @drawing.figure(
     "smooth_paths", "Curvature against the gradient's norm along training",
-    "Largest eigenvalue of the Hessian and norm of the gradient, over the same examples, of four trainings a rate.",
+    "Largest eigenvalue of the Hessian and norm of the gradient, over the same examples, of two trainings a rate.",
 )  # fmt: skip
 def draw_paths(smooth_paths: pd.DataFrame) -> Any:
     """Points of the paths, a panel a network, by rate."""
