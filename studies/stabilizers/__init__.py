@@ -16,6 +16,6 @@ STUDY = study(
         "Clipping: levels of the bounds are fixed, not tuned; sizes were set with trial runs in view, of other seeds.",
         "The bias of clipping: one weight and one example a step; batches average skewness and tails away.",
         "Smoothness: small networks on 128 or 512 images; the source's are language models.",
-        "Gates: one layer, at initialization without biases but those named; 100 steps are short for these tasks.",
+        "Gates: one layer, at initialization without biases but those named; 100 steps are short; sizes as above.",
     ),
 )

@@ -8,6 +8,9 @@ import pandas as pd
 
 from depthgauge import drawing
 
+# What a figure calls them, so that no two look alike.
+CELLS = {"RNN": "default RNN", "orthogonal RNN": "orthogonal", "identity RNN": "identity, ReLU"}
+
 
 @drawing.figure(
     "gate_reach", "How far back the gradient reaches at initialization, through gates and through products",
@@ -18,6 +21,7 @@ def draw_reach(reach: pd.DataFrame) -> Any:
     """Gradient by steps back, a line a network."""
     axes = {"xscale": "symlog", "yscale": "log", "xlabel": "steps back", "ylabel": "gradient", "ylim": (1e-4, 10)}
     shown = reach[reach["median"] > 1e-6].rename(columns={"network": "cell"})
+    shown = shown.assign(cell=shown["cell"].replace(CELLS))
     return drawing.panels(shown, "", drawing.profile, x="back", by="cell", axes=axes)
 
 
