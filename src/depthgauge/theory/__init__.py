@@ -24,6 +24,7 @@ from depthgauge.theory.batch_size import (
     scaled_rate,
     steps_at,
 )
+from depthgauge.theory.clipping import chrono_biases, clipped_mean, clipped_rest, gate_decay, reach
 from depthgauge.theory.communication import (
     Algorithm,
     Collective,
@@ -116,6 +117,9 @@ __all__ = [
     "batch_norm_shard_bias",
     "best_penalty",
     "chi",
+    "chrono_biases",
+    "clipped_mean",
+    "clipped_rest",
     "collective_cost",
     "correlation_trajectory",
     "critical_sigma",
@@ -127,6 +131,7 @@ __all__ = [
     "examples_at",
     "exit_depth",
     "gain",
+    "gate_decay",
     "gradient_correlation",
     "gradient_trajectory",
     "jacobian_spectrum",
@@ -146,6 +151,7 @@ __all__ = [
     "pipeline_bubble",
     "plain_signal",
     "probabilistic_bound",
+    "reach",
     "reduce_scatter_time",
     "regime",
     "regime_bounds",
