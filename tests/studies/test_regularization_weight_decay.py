@@ -57,8 +57,8 @@ def made_up(accuracy: dict[str, str], *, noise: float = 1e-3) -> Iterator[Rows]:
             at = {"lr": lr, "decay": decay, "product": lr * decay}[by]
             value = 0.5 + 0.01 * np.log2(max(at, 2**-10)) + draws.normal(0, noise)
             case = Case.of({
-                "part": "weight_decay", "stage": "training", "optimizer": "AdamW", "net": net, "task": "noisy", "lr": lr,
-                "decay": decay, "steps": 1000, "seed": seed,
+                "part": "weight_decay", "stage": "training", "optimizer": "AdamW", "net": net, "task": "noisy",
+                "lr": lr, "decay": decay, "steps": 1000, "seed": seed,
             })  # fmt: skip
             yield from (case.rows(metric, float(value)) for metric in weight_decay.METRICS)
     for name in decays.OPTIMIZERS:
