@@ -45,7 +45,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """SGD without decay; losses and errors by the statistics of all training examples, however it was trained."""
     shared, digits = cases[0], data.load("digits").to(context.device)
     fit, validation = data.hold_out(digits.train, training.HELD_OUT)
-    given, width = decays.examples(fit, "noisy"), shared.integer("width")
+    given, width = decays.examples(fit, "few"), shared.integer("width")
     template = Invariant((64, width, width, 10), shared.integer("ghost"), given.x.flatten(1))
     seeds = [case.random_seed("seed", "width") for case in cases]  # of all ghosts and rates: paired
     stack = replicas.stack(template, seeds, scheme("he"), device=context.device)
@@ -117,7 +117,7 @@ def _verdicts(question: Question) -> Iterator[Answer]:
 @drawing.figure(
     "ghosts", "The noise of batch statistics: gap, training loss and test error by the examples they are taken over",
     lambda ghosts: f"Times the value with statistics of all training examples; geometric mean of {ghosts['n'].min()} "
-    "seeds, intervals of 95 % at once. 300 digits, a fifth mislabelled; gradients of 32 examples.",
+    "seeds, intervals of 95 % at once. 100 digits to train; gradients of 32 examples.",
 )  # fmt: skip
 def draw_ghosts(ghosts: pd.DataFrame) -> Any:
     """Ratios over the number of examples, a panel a figure."""
@@ -130,8 +130,8 @@ def draw_ghosts(ghosts: pd.DataFrame) -> Any:
     return drawing.panels(ghosts, "of", drawing.estimates, at="ghost", axes=axes)
 
 
-METHOD = f"""**Ghost batches.** A gradient is taken over {BATCH} examples, and each layer's mean and deviation over a few
-of them (ghost batches; Kosson et al. 2023), over all of them, or, without noise, over all training examples, through
-which the gradient goes too. Networks of three normalized layers without gain and bias, 300 digits of which a fifth are
-mislabelled, SGD without decay."""
+METHOD = f"""**Ghost batches.** A gradient is taken over {BATCH} examples, and each layer's mean and deviation over a
+few of them (ghost batches; Kosson et al. 2023), over all of them, or, without noise, over all training examples,
+through which the gradient goes too. Networks of three normalized layers without gain and bias, 100 digits to train,
+SGD without decay."""
 PART = Part("ghosts", (CAPACITY, LOWERS), SIZES, grids, run, analyse, (draw_ghosts,), METHOD)
