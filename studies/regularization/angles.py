@@ -15,12 +15,12 @@ class Watch:
     """Squared angles of each layer's weights by replica, and what steps have on their own line, at each look.
 
     Attributes:
-        replicas: number of them; a block of them is looked at at a time.
+        count: of the replicas; a block of them is looked at at a time.
         shrunk: factor of a weight in a step without a gradient.
         test: examples of the errors.
     """
 
-    replicas: int
+    count: int
     shrunk: float
     test: data.Examples
     seen: dict[str, Tensor] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Watch:
     def before(self, rows: slice, part: replicas.Stack) -> None:
         """Keep the weights."""
         for name, weight in part.parameters.items():
-            whole = self.seen.setdefault(name, weight.new_zeros(self.replicas, *weight.shape[1:], dtype=torch.float64))
+            whole = self.seen.setdefault(name, weight.new_zeros(self.count, *weight.shape[1:], dtype=torch.float64))
             whole[rows] = weight.double()
 
     def look(self, rows: slice, part: replicas.Stack) -> None:
@@ -48,6 +48,6 @@ class Watch:
             self._put(self.outward.setdefault(name, []), rows, along.mean(-1))
 
     def _put(self, into: list[Tensor], rows: slice, values: Tensor) -> None:
-        line = values.new_zeros(self.replicas)
+        line = values.new_zeros(self.count)
         line[rows] = values  # of a block of replicas: the others' lines have 0
         into.append(line)

@@ -135,11 +135,15 @@ def turning(rows: pd.DataFrame, decayed: pd.DataFrame) -> Iterator[Answer]:
     for (name, product), cases in groups(decayed, ["optimizer", "product"]):
         kind = KINDS[name]
         law = theory.equilibrium_angle(kind.lr, product / kind.lr, momentum=kind.momentum, optimizer=kind.rule)
-        for layer, squares in wide["square"].loc[cases.index].items():
-            outward = wide["outward"].loc[cases.index, layer] / product
-            key = (name, product, int(layer))
+        turned, outward = (wide[metric].loc[cases.index] for metric in ("square", "outward"))
+        for layer in map(int, turned.columns):
+            key, squares = (name, product, layer), turned[layer]
             asked[key] = stats.against(np.sqrt(squares.to_numpy()) / law, 1.0, margin=MARGIN)
-            further[key] = {"angle": float(np.sqrt(squares.mean())), "theory": law, "outward": float(outward.mean())}
+            further[key] = {
+                "angle": float(np.sqrt(squares.mean())),
+                "theory": law,
+                "outward": float(outward[layer].mean()) / product,
+            }
     question = Question.of(
         "angles", ("optimizer", "product", "layer"), asked, label="{optimizer}, lr x lambda {product:g}, layer {layer}"
     )
@@ -148,8 +152,9 @@ def turning(rows: pd.DataFrame, decayed: pd.DataFrame) -> Iterator[Answer]:
     yield question.table(further)
     yield question.prediction(EQUILIBRIUM, "angles", within=f"{MARGIN:.0%}", unit="measured over predicted")
     off = {key: c for key, c in question.members.items() if agrees(c) is False}
-    key = min(off, key=lambda each: off[each].effect.value, default=None)
-    if key is not None and key[0] == "AdamW, beta1 0" and further[key]["outward"] > MARGIN:
+    off = {key: c for key, c in off.items() if key[0] == "AdamW, beta1 0" and further[key]["outward"] > MARGIN}
+    if off:
+        key = min(off, key=lambda each: off[each].effect.value)
         yield Sentence(
             f"Where AdamW turns normalized weights by less than predicted ({off[key].effect.value:.2f} of it in layer "
             f"{key[2]}), its steps point outward: to {further[key]['outward']:.0%} of what decay takes they lengthen "

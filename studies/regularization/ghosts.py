@@ -127,7 +127,7 @@ def draw_ghosts(ghosts: pd.DataFrame) -> Any:
         "xlabel": "examples of the statistics",
         "ylabel": "times that without noise",
     }
-    return drawing.panels(ghosts, "of", drawing.estimates, at="ghost", axes=axes)
+    return drawing.panels(ghosts, "of", drawing.estimates, at="ghost", axes=axes, shared="x")
 
 
 METHOD = f"""**Ghost batches.** A gradient is taken over {BATCH} examples, and each layer's mean and deviation over a
