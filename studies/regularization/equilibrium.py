@@ -157,8 +157,9 @@ def turning(rows: pd.DataFrame, decayed: pd.DataFrame) -> Iterator[Answer]:
         key = min(off, key=lambda each: off[each].effect.value)
         yield Sentence(
             f"Where AdamW turns normalized weights by less than predicted ({off[key].effect.value:.2f} of it in layer "
-            f"{key[2]}), one part of it is that steps point outward: to {further[key]['outward']:.0%} of what decay takes "
-            "they lengthen the weight by themselves, as gradients divided entry by entry are no longer at right angles to it.",
+            f"{key[2]}), one part of it is that steps point outward: to {further[key]['outward']:.0%} of what decay "
+            "takes they lengthen the weight by themselves, as gradients divided entry by entry are no longer at right "
+            "angles to it.",
             figure="angles", claims=(EQUILIBRIUM.id,),
         )  # fmt: skip
 
