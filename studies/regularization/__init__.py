@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
+<<<<<<< HEAD
 from depthgauge.studies.regularization import (
     augmentation,
     capacity,
@@ -11,10 +12,19 @@ from depthgauge.studies.regularization import (
     size,
     targets,
 )
+=======
+from depthgauge.studies.regularization import equilibrium, expectation, ghosts, weight_decay
+>>>>>>> r_decay
 
+SHARED = (
+    "Weight decay, its equilibrium, ghost batches: 8 x 8 digits; all seeds share the training examples and the wrong "
+    "labels, so that n counts networks, not data. Maps, products and steps were set with trial runs in view; those had "
+    "other seeds."
+)
 STUDY = study(
     "regularization",
     "What does each regularizer do, and when does it lower the error on new data?",
+<<<<<<< HEAD
     (
         capacity.PART,
         expectation.PART,
@@ -34,4 +44,10 @@ STUDY = study(
         "Targets: the linear classifier's few images can be separated; networks are small and nearly always right.",
         "Model selection: linear problems, whose true errors are known; networks may share more or less of theirs.",
     ),
+=======
+    (expectation.PART, weight_decay.PART, equilibrium.PART, ghosts.PART),
+    topic="regularization",
+    series=1,
+    caveats=("Dropout's mean: one layer of a few units at initialization; dropped layers in a stack add up.", SHARED),
+>>>>>>> r_decay
 )

@@ -33,6 +33,7 @@ from depthgauge.theory.communication import (
     collective_cost,
     reduce_scatter_time,
 )
+from depthgauge.theory.equilibrium import equilibrium_angle
 from depthgauge.theory.expectation import Moments
 from depthgauge.theory.finite_width import (
     LogGain,
@@ -128,6 +129,7 @@ __all__ = [
     "default_linear",
     "depth_scales",
     "equal_sum_errors",
+    "equilibrium_angle",
     "examples_at",
     "exit_depth",
     "gain",

@@ -1,0 +1,62 @@
+"""Ghost batches: their statistics by hand, and verdicts on made-up rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from depthgauge.studies.regularization import ghosts
+from depthgauge.studies.regularization.invariant import TEMPERATURE, Invariant
+from depthgauge.study import Case, Context, Rows
+from depthgauge.verdict import Status
+
+
+def test_statistics_are_those_of_the_ghost_batch_or_of_the_reference() -> None:
+    x, reference = torch.randn(8, 5, dtype=torch.float64), torch.randn(50, 5, dtype=torch.float64)
+    net = Invariant((5, 3), 4, reference).double()
+    scores = x @ net.layers[0].weight.T  # type: ignore[operator]  # a module list's weight
+    norm = torch.nn.BatchNorm1d(3, eps=1e-12, affine=False).double()
+    by_hand = torch.cat([norm(scores[:4]), norm(scores[4:])])
+    assert torch.allclose(net(x), TEMPERATURE * by_hand)
+    ahead = reference @ net.layers[0].weight.T  # type: ignore[operator]  # likewise
+    whole = TEMPERATURE * (scores - ahead.mean(0)) / ahead.std(0, correction=0)
+    assert torch.allclose(net.eval()(x), whole)
+    assert torch.allclose(net(x)[:1], net(x[:1]))  # it does not depend on the batch
+    quiet = Invariant((5, 3), ghosts.ALL, reference).double()
+    quiet.load_state_dict(net.state_dict())
+    assert torch.allclose(quiet(x), whole)
+
+
+def test_networks_of_both_kinds_train() -> None:
+    shared = {"part": "ghosts", "lr": 0.5, "steps": 12, "width": 6, "batch": 32}
+    for ghost in (4, ghosts.ALL):
+        rows = ghosts.run([Case.of({**shared, "ghost": ghost, "seed": seed}) for seed in range(2)], Context())
+        losses = [row.value for row in rows if row.metric == "train_loss"]
+        assert len(losses) == 2
+        assert all(0 < loss < 4 for loss in losses)
+
+
+def made_up(gap: float, error: float) -> Iterator[Rows]:
+    """Runs with a gap and an error, relative to those without noise."""
+    for ghost, lr, seed in ((g, lr, s) for g in (4, 8, ghosts.ALL) for lr in (0.5, 1.0) for s in range(-3, 8)):
+        case = Case.of({"part": "ghosts", "ghost": ghost, "lr": lr, "seed": seed})
+        noisy = ghost != ghosts.ALL
+        ends = {
+            "validation_accuracy": lr / 2, "train_loss": 0.5, "test_error": 0.3 * (error if noisy else 1) + 1e-3 * seed,
+            "test_loss": 0.5 + (gap if noisy else 1) * (1 + 1e-3 * seed * noisy),
+        }  # fmt: skip
+        yield from (case.rows(metric, value) for metric, value in ends.items())
+
+
+@pytest.mark.parametrize(
+    ("gap", "error", "expected"),
+    [(0.5, 0.7, ("holds", "holds")), (0.5, 1.0, ("holds", "fails")), (1.2, 1.0, ("fails", "fails"))],
+)
+def test_a_smaller_gap_is_told_from_a_smaller_error(
+    gap: float, error: float, expected: tuple[str, str], analysed
+) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    answers = analysed(ghosts.PART, made_up(gap, error))
+    assert (answers.statuses["N47"], answers.statuses["ghost"]) == (Status(expected[0]), Status(expected[1]))
+    assert any("does not lower" in text for text in answers.sentences) is (expected == ("holds", "fails"))

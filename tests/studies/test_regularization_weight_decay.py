@@ -1,0 +1,85 @@
+"""Weight decay: the shrinkage of torch's optimizers, and verdicts on made-up maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from depthgauge import data
+from depthgauge.studies.regularization import decays, product, weight_decay
+from depthgauge.studies.regularization.invariant import Invariant
+from depthgauge.study import Case, Context, Rows
+from depthgauge.verdict import Status
+
+
+def test_sgd_and_adamw_shrink_the_weight_first_and_the_others_do_not() -> None:
+    off = {name: decays.off(name, seed=3) for name in decays.OPTIMIZERS}
+    assert off["SGD"] < 1e-12 > off["AdamW"]
+    assert min(off["SGD with momentum"], off["Adam with L2"]) > 0.05
+
+
+def test_momentum_carries_the_shrinkage_on() -> None:
+    weight = torch.ones(1, dtype=torch.float64)
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=0.1)
+    for expected in (0.99, 0.99 - 0.01 * (0.9 + 0.99)):  # the buffer holds the first step's decay too
+        weight.grad = torch.zeros(1, dtype=torch.float64)
+        optimizer.step()
+        assert float(weight) == pytest.approx(expected)
+
+
+def test_a_fifth_of_the_noisy_labels_is_wrong() -> None:
+    fit = data.load("digits").train
+    noisy = decays.examples(fit, "noisy")
+    assert len(noisy) == 300
+    assert int((noisy.y != fit.y[:300]).sum()) == 60
+    assert len(decays.examples(fit, "few")) == 100
+
+
+def test_no_weight_of_the_invariant_network_has_a_size() -> None:
+    net = Invariant((6, 5, 4)).double()
+    x = torch.randn(9, 6, dtype=torch.float64)
+    before = net(x)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(torch.rand(len(parameter), 1, dtype=torch.float64) + 0.5)  # each unit by itself
+    assert torch.allclose(net(x), before)
+
+
+def made_up(accuracy: dict[str, str], *, noise: float = 1e-3) -> Iterator[Rows]:
+    """Accuracy that depends on one coordinate of AdamW's map, or on a gain by any decay at all."""
+    draws = np.random.default_rng(0)
+    adamw = decays.OPTIMIZERS["AdamW"]
+    for net, by in accuracy.items():
+        for lr, decay, seed in ((lr, d, s) for lr in adamw.rates for d in adamw.decays for s in range(-3, 8)):
+            at = {"lr": lr, "decay": decay, "product": lr * decay}[by]
+            value = 0.5 + 0.01 * np.log2(max(at, 2**-10)) + draws.normal(0, noise)
+            case = Case.of({
+                "part": "weight_decay", "stage": "training", "optimizer": "AdamW", "net": net, "task": "noisy",
+                "lr": lr, "decay": decay, "steps": 1000, "seed": seed,
+            })  # fmt: skip
+            yield from (case.rows(metric, float(value)) for metric in weight_decay.METRICS)
+    for name in decays.OPTIMIZERS:
+        case = Case.of({"part": "weight_decay", "stage": "shrinkage", "optimizer": name, "seed": 0})
+        yield case.rows("off", 0.0 if name in {"SGD", "AdamW"} else 0.3)
+
+
+def test_the_coordinate_along_which_accuracies_agree_is_found(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    answers = analysed(weight_decay.PART, made_up({"plain": "decay", "normalized": "product"}))
+    assert answers.statuses == {"N37": Status.DEPENDS, "product": Status.DEPENDS}
+    assert any("networks of equal lambda end more alike" in text for text in answers.sentences)
+    spreads = answers.tables["decay_spreads"].set_index(["map", "equal"])["value"]
+    assert spreads["AdamW, plain", product.AXES["decay"]] < 0.01 < spreads["AdamW, plain", product.AXES["product"]]
+    everywhere = analysed(weight_decay.PART, made_up({"plain": "product", "normalized": "product"}))
+    assert everywhere.statuses["product"] is Status.HOLDS
+    nowhere = analysed(weight_decay.PART, made_up({"plain": "lr"}))
+    assert nowhere.statuses["product"] is Status.FAILS
+
+
+def test_without_trained_networks_the_shrinkage_answers(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    case = Case.of({"part": "weight_decay", "stage": "shrinkage", "optimizer": "SGD", "seed": 0})
+    answers = analysed(weight_decay.PART, weight_decay.run([case], Context()))
+    assert answers.statuses == {"N37": Status.HOLDS}
+    assert answers.tables["decay_map"].empty
