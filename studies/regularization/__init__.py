@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-<<<<<<< HEAD
 from depthgauge.studies.regularization import (
     augmentation,
     capacity,
+    equilibrium,
     expectation,
+    ghosts,
     selection,
     size,
     targets,
+    weight_decay,
 )
-=======
-from depthgauge.studies.regularization import equilibrium, expectation, ghosts, weight_decay
->>>>>>> r_decay
 
-SHARED = (
-    "Weight decay, its equilibrium, ghost batches: 8 x 8 digits; all seeds share the training examples and the wrong "
-    "labels, so that n counts networks, not data. Maps, products and steps were set with trial runs in view; those had "
-    "other seeds."
-)
 STUDY = study(
     "regularization",
     "What does each regularizer do, and when does it lower the error on new data?",
-<<<<<<< HEAD
     (
         capacity.PART,
         expectation.PART,
@@ -32,6 +25,9 @@ STUDY = study(
         selection.PART,
         augmentation.PART,
         targets.PART,
+        weight_decay.PART,
+        equilibrium.PART,
+        ghosts.PART,
     ),
     topic="regularization",
     series=1,
@@ -43,11 +39,7 @@ STUDY = study(
         "Augmentation: one strength each, small networks, at most 512 training images, a short training.",
         "Targets: the linear classifier's few images can be separated; networks are small and nearly always right.",
         "Model selection: linear problems, whose true errors are known; networks may share more or less of theirs.",
+        "Weight decay, its equilibrium, ghost batches: seeds share examples and wrong labels; n counts networks, not data.",
+        "Their maps, products and steps were set with trial runs in view; those had other seeds.",
     ),
-=======
-    (expectation.PART, weight_decay.PART, equilibrium.PART, ghosts.PART),
-    topic="regularization",
-    series=1,
-    caveats=("Dropout's mean: one layer of a few units at initialization; dropped layers in a stack add up.", SHARED),
->>>>>>> r_decay
 )
