@@ -43,7 +43,7 @@ class Attention(nn.Module):
         return self.norm_q(q), self.norm_k(k), v
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """What the softmax gets: (N, T, C) -> (N, heads, T, T), -inf where a step lies in the future."""
+        """The input of the softmax: (N, T, C) -> (N, heads, T, T), -inf where a step lies in the future."""
         q, k, _ = self._heads(x)
         return self._masked(q, k)
 

@@ -47,7 +47,8 @@ def best_rates(reported: pd.DataFrame) -> pd.DataFrame:
     least = steps.groupby([reported[name] for name in (*KEYS, "seed")]).transform("min")
     near = np.log(reported["lr"]).where(steps <= NEAR * least)
     best = near.groupby([reported[name] for name in (*KEYS, "seed")]).mean()
-    return np.exp(best).rename("best").reset_index()
+    found: pd.DataFrame = np.exp(best).rename("best").reset_index()
+    return found
 
 
 @dataclass(frozen=True)

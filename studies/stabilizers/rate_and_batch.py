@@ -151,7 +151,7 @@ def faster(question: Question, further: Further) -> Iterator[Answer]:
 
 
 def _gains(question: Question, further: Further, pair: str, batch: int) -> tuple[bool | None, bool | None]:
-    """Is its best rate larger, and does its own rate save steps? At one and the same rate it does not."""
+    """Answers: its best rate is larger, and its own rate saves steps, which one and the same rate does not."""
     same = further[OWN, pair, batch]["lr"] == further[OWN, pair, batch]["other_lr"]
     return above(question.members[BEST, pair, batch]), False if same else below(question.members[GAIN, pair, batch])
 
@@ -182,7 +182,7 @@ def _alone(question: Question, further: Further) -> Iterator[Answer]:
 
 
 def grows(pairs: Sequence[Compared]) -> Iterator[Answer]:
-    """What the larger rate saves at the largest batch, over what it saves at the smallest."""
+    """The saving by the larger rate at the largest batch, over that at the smallest."""
     gains = {
         (each.pair, each.batch): (each.runs["steps_to_target"] / each.others["steps_to_target"], each.at_edge)
         for each in pairs if each.what == GAIN
@@ -206,12 +206,13 @@ def grows(pairs: Sequence[Compared]) -> Iterator[Answer]:
         method=f"steps at its own rate over steps at the rate of the network without it; log ratio of the two batch "
         f"sizes, paired t by seed, margin {PACE:g}; a run that does not arrive counts with the budget",
     )  # fmt: skip
-    words = {-1: "saves more", 0: "saves as much", 1: "saves less"}
+    words = {-1: "saves more {} than", 0: "saves as much {} as", 1: "saves less {} than"}
     for (pair,), found in question.members.items():
         if (where := side(found)) is not None:
             yield Sentence(
-                f"In networks {pair}, batch normalization's larger learning rate {words[where]} at batch {last} than "
-                f"at batch {first}: the share of steps that remains is {found.effect.value:.2g} times as large.",
+                f"In networks {pair}, batch normalization's larger learning rate "
+                f"{words[where].format(f'at batch {last}')} at batch {first}: the share of steps that remains is "
+                f"{found.effect.value:.2g} times as large.",
                 figure="rate_gains", claims=(GROWS.id,),
             )  # fmt: skip
 
