@@ -202,6 +202,8 @@ def warmup(tuned: pd.DataFrame) -> Iterator[Answer]:
 
     for (order,), found in question.members.items():
         effect = found.effect
+        if not np.isfinite([effect.low, effect.high]).all():
+            continue
         yield Sentence(
             f"Each at its own learning rate, a small {order} transformer without warm-up ends {effect.value:+.2f} "
             f"[{effect.low:+.2f}, {effect.high:+.2f}] nats of training loss above one with it.",
