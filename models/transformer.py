@@ -22,27 +22,43 @@ BRANCH_ENDS = ("attention.project", "feed_forward.project")
 class Attention(nn.Module):
     """Causal self-attention with several heads, by PyTorch's fused operator or written out.
 
-    On the CPU the fused operator can neither be batched over replicas nor differentiated twice.
+    On the CPU the fused operator can neither be batched over replicas nor differentiated twice. With `qk_norm` each
+    head's queries and keys pass through a layer norm before their product (Dehghani et al. 2023; Wortsman et al. 2023,
+    section 3.1.1).
     """
 
-    def __init__(self, width: int, heads: int, *, fused: bool) -> None:
+    def __init__(self, width: int, heads: int, *, fused: bool, qk_norm: bool) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"a width of {width} is not divided by {heads} heads")
         self.heads = heads
         self.fused = fused
         self.qkv = Stacked(width, width, 3)
+        self.norm_q = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.norm_k = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.project = nn.Linear(width, width)
+
+    def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        return self.norm_q(q), self.norm_k(k), v
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The input of the softmax: (N, T, C) -> (N, heads, T, T), -inf where a step lies in the future."""
+        q, k, _ = self._heads(x)
+        return self._masked(q, k)
+
+    def _masked(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        return scores.masked_fill(later, -math.inf)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, T, C) -> (N, T, C); step t sees steps 1 to t."""
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = self._heads(x)
         if self.fused:
             mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-            mixed = scores.masked_fill(later, -math.inf).softmax(-1) @ v
+            mixed = self._masked(q, k).softmax(-1) @ v
         out: torch.Tensor = self.project(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -65,10 +81,10 @@ class FeedForward(nn.Module):
 class PreLN(nn.Module):
     """`x = join(x, f(norm(x)))`, for attention and then for feed-forward."""
 
-    def __init__(self, slots: Slots, width: int, heads: int, *, fused: bool) -> None:
+    def __init__(self, slots: Slots, width: int, attention: Attention) -> None:
         super().__init__()
         self.norm1 = slots.norm(width)
-        self.attention = Attention(width, heads, fused=fused)
+        self.attention = attention
         self.join1 = slots.join()
         self.norm2 = slots.norm(width)
         self.feed_forward = FeedForward(slots, width)
@@ -85,9 +101,9 @@ class PreLN(nn.Module):
 class PostLN(nn.Module):
     """`x = norm(join(x, f(x)))`, for attention and then for feed-forward."""
 
-    def __init__(self, slots: Slots, width: int, heads: int, *, fused: bool) -> None:
+    def __init__(self, slots: Slots, width: int, attention: Attention) -> None:
         super().__init__()
-        self.attention = Attention(width, heads, fused=fused)
+        self.attention = attention
         self.join1 = slots.join()
         self.norm1 = slots.norm(width)
         self.feed_forward = FeedForward(slots, width)
@@ -107,8 +123,8 @@ class TransformerSettings:
     """Decoder-only transformer, by default GPT-2's smallest; `init="gpt2"` is its initialization.
 
     `order="post"` normalizes after each sum (Vaswani et al. 2017), `norm="rms"` by the root mean square alone
-    (Zhang and Sennrich 2019); `fused=False` writes attention out. With `vocabulary=None` it reads rows of numbers,
-    and images row by row.
+    (Zhang and Sennrich 2019); `fused=False` writes attention out, `qk_norm` normalizes queries and keys. With
+    `vocabulary=None` it reads rows of numbers, and images row by row.
     """
 
     input_shape: Sequence[int] = (1024,)
@@ -122,7 +138,12 @@ class TransformerSettings:
     width: int = 768
     heads: int = 12
     fused: bool = True
+    qk_norm: bool = False
     each_step: bool = True
+
+    def attention(self) -> Attention:
+        """One block's attention."""
+        return Attention(self.width, self.heads, fused=self.fused, qk_norm=self.qk_norm)
 
     def build(self) -> Transformer:
         """The model of these settings."""
@@ -147,7 +168,7 @@ class Transformer(nn.Module):
         self.position = nn.Embedding(self.reader.steps, settings.width)
         block = PreLN if settings.order == "pre" else PostLN
         self.blocks = nn.Sequential(
-            *(block(slots, settings.width, settings.heads, fused=settings.fused) for _ in range(settings.depth))
+            *(block(slots, settings.width, settings.attention()) for _ in range(settings.depth))
         )
         self.norm = slots.norm(settings.width) if settings.order == "pre" else nn.Identity()
         tied = settings.vocabulary == settings.classes and settings.each_step

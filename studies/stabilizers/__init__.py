@@ -13,8 +13,10 @@ from depthgauge.studies.stabilizers import (
     final,
     gating,
     lesion,
+    rate_and_batch,
     shattering,
     smoothness,
+    transformers,
 )
 
 STUDY = study(
@@ -32,6 +34,8 @@ STUDY = study(
         clip_bias.PART,
         smoothness.PART,
         gating.PART,
+        rate_and_batch.PART,
+        transformers.PART,
     ),
     topic="stability",
     series=1,
@@ -46,5 +50,7 @@ STUDY = study(
         "The bias of clipping: one weight and one example a step; batches average skewness and tails away.",
         "Smoothness: small networks on 128 or 512 images; the source's are language models.",
         "Gates: one layer, at initialization without biases but those named; 100 steps are short; sizes as above.",
+        "Transformers: small, of few steps; sizes and the median for warm-up were set after trial runs of other seeds.",
+        "Rate and batch size: small networks on small images; sizes were set with a trial run in view, of other seeds.",
     ),
 )

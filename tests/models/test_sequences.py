@@ -62,6 +62,29 @@ def test_attention_equals_pytorchs(fused: bool) -> None:
     torch.testing.assert_close(ours(x), by_theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_qk_norm_is_a_layer_norm_of_each_head_s_queries_and_keys() -> None:
+    options = {"preset": "small", "width": 8, "heads": 2, "qk_norm": True}
+    ours, fused = (
+        models.build("transformer", **options, fused=it).blocks[0].attention.double() for it in (False, True)
+    )
+    with torch.no_grad():
+        for norm in (ours.norm_q, ours.norm_k):
+            norm.weight.uniform_(0.5, 2.0)
+    fused.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in ours.qkv(x).chunk(3, -1))
+    q, k = (
+        (part - part.mean(-1, keepdim=True)) / (part.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        for part in (q, k)
+    )
+    scores = (q * ours.norm_q.weight) @ (k * ours.norm_k.weight).mT / 2
+    scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf"))
+    torch.testing.assert_close(ours.logits(x), scores, rtol=1e-12, atol=1e-12)
+    expected = ours.project((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(fused(x), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_embedding_and_output_share_their_weight_in_a_language_model() -> None:
     model = models.build("transformer", input_shape=(8,), classes=11, vocabulary=11, depth=1, width=8, heads=2)
     assert model.output.weight is model.reader.embedding.weight
