@@ -39,7 +39,7 @@ STUDY = study(
         "Augmentation: one strength each, small networks, at most 512 training images, a short training.",
         "Targets: the linear classifier's few images can be separated; networks are small and nearly always right.",
         "Model selection: linear problems, whose true errors are known; networks may share more or less of theirs.",
-        "Weight decay, its equilibrium, ghost batches: seeds share examples and wrong labels; n counts networks, not data.",
+        "Weight decay, its equilibrium, ghost batches: seeds share examples and wrong labels; n counts networks.",
         "Their maps, products and steps were set with trial runs in view; those had other seeds.",
     ),
 )
