@@ -32,6 +32,7 @@ from depthgauge.theory.communication import (
     collective_cost,
     reduce_scatter_time,
 )
+from depthgauge.theory.dropout import dropout_ridge, variance_shift
 from depthgauge.theory.expectation import Moments
 from depthgauge.theory.finite_width import (
     LogGain,
@@ -118,6 +119,7 @@ __all__ = [
     "critical_sigmas",
     "default_linear",
     "depth_scales",
+    "dropout_ridge",
     "equal_sum_errors",
     "examples_at",
     "exit_depth",
@@ -154,6 +156,7 @@ __all__ = [
     "sum_errors",
     "underflow_fraction",
     "variance_error",
+    "variance_shift",
     "variance_trajectory",
     "worst_case",
 ]
