@@ -197,19 +197,17 @@ def _said_of_deep(deep: Question) -> Iterator[Answer]:
         "second-order penalty; the squared distance over the squared length, each the product of two independent "
         f"halves of the masks, so that their noise adds nothing; within {SHARE:g}, 10 % of the length",
     )  # fmt: skip
-    best = max(key[3] for key in deep.members), min(key[4] for key in deep.members)
-    worst = min(key[3] for key in deep.members), max(key[4] for key in deep.members)
-    missed = [
-        [c.effect.value for key, c in deep.members.items() if key[3:] == corner] for corner in (best, worst)
-    ]  # fmt: skip
-    if not all(c.inside for c in deep.members.values()):
-        yield Sentence(
-            f"In deep networks dropout's second-order penalty misses {min(missed[0]):.1%} to {max(missed[0]):.1%} of "
-            f"the "
-            f"squared gradient that dropout adds at p = {best[1]:g} in layers of width {best[0]}, and "
-            f"{min(missed[1]):.0%} to {max(missed[1]):.0%} at p = {worst[1]:g} and width {worst[0]}.",
-            figure="adaptive_deep", claims=(DEEP.id,),
-        )  # fmt: skip
+    depth, width, p = (pick(key[i] for key in deep.members) for i, pick in ((2, max), (3, max), (4, min)))
+    told = {
+        name: [c.effect.value for c in deep.where(activation=name, depth=depth, width=width, p=p).members.values()]
+        for name in dict.fromkeys(key[0] for key in deep.members)
+    }
+    spans = [f"{min(each):.1%} to {max(each):.1%} in {name}" for name, each in told.items()]
+    yield Sentence(
+        "Of the squared gradient that dropout adds in deep networks its second-order penalty misses "
+        f"{' and '.join(spans)} networks, as drawn and trained ({depth} hidden layers of {width}, p = {p:g}).",
+        figure="adaptive_deep", claims=(DEEP.id,),
+    )  # fmt: skip
 
 
 @drawing.figure(

@@ -197,8 +197,8 @@ def thinned(best: pd.DataFrame) -> Iterator[Answer]:
     if worst.below:
         yield Sentence(
             f"The best thinned network is {-worst.effect.value:.1%} of test accuracy worse than the whole one with "
-            f"scaled "
-            f"weights, by which one predicts after dropout ({count} examples).", figure="predictors", claims=(THINNED.id,),
+            f"scaled weights, by which one predicts after dropout ({count} examples).",
+            figure="predictors", claims=(THINNED.id,),
         )  # fmt: skip
 
 

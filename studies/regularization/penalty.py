@@ -68,13 +68,22 @@ class Network:
         return _flat(plain), _flat(torch.autograd.grad(curvature, self.weights))
 
     def noisy(self, p: float, masks: int, draws: torch.Generator) -> Tensor:
-        """Mean gradient, flat, over masks of dropout that are drawn for every example."""
+        """Mean gradient, flat, over masks of dropout that are drawn for every example.
+
+        The part that is linear in a mask is 0 on average, and what it is of the masks drawn is taken away.
+        """
         total = torch.zeros(sum(each.numel() for each in self.weights), dtype=self.x.dtype)
+        sums = [self.x.new_zeros(len(self.x), width) for width in self.widths]
         for times in [min(DRAWN, masks - done) for done in range(0, masks, DRAWN)]:
             shapes = [(times * len(self.x), width) for width in self.widths]
             kept = [(torch.rand(shape, generator=draws) >= p).to(self.x) / (1 - p) for shape in shapes]
             total += _flat(torch.autograd.grad(self.loss(kept, times), self.weights))
-        return total / masks
+            for each, factors in zip(sums, kept, strict=True):
+                each.add_(factors.unflatten(0, (times, -1)).sum(0))
+        noise = [torch.ones_like(each, requires_grad=True) for each in sums]
+        slopes = torch.autograd.grad(self.loss(noise), noise, create_graph=True)
+        linear = sum(((each / masks - 1) * slope).sum() for each, slope in zip(sums, slopes, strict=True))
+        return total / masks - _flat(torch.autograd.grad(linear, self.weights))
 
 
 def _flat(gradients: Sequence[Tensor]) -> Tensor:
