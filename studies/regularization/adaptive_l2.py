@@ -228,14 +228,13 @@ def draw_linear(adaptive_linear: pd.DataFrame) -> Any:
     f"{adaptive_deep['n'].min()} networks, intervals of 95 % at once.",
 )  # fmt: skip
 def draw_deep(adaptive_deep: pd.DataFrame) -> Any:
-    """What the penalty misses by rate, a panel an activation and state, a colour a depth and width."""
+    """What the penalty misses by rate, a panel an activation, state and width, a colour a depth."""
     axes = {"xlabel": "share p dropped", "xscale": "log", "yscale": "symlog", "ylabel": "share missed"}
-    shown = adaptive_deep.assign(
-        network=adaptive_deep["activation"] + " " + adaptive_deep["state"],
-        layers=adaptive_deep["depth"].astype(str) + " of width " + adaptive_deep["width"].astype(str),
-    )
+    network = adaptive_deep["activation"] + " " + adaptive_deep["state"]
+    shown = adaptive_deep.assign(network=network + ", width " + adaptive_deep["width"].astype(str))
+    shown = shown.rename(columns={"depth": "hidden layers"})
     return drawing.panels(
-        shown, "network", drawing.estimates, at="p", by="layers", joined=True, theory=None, axes=axes
+        shown, "network", drawing.estimates, at="p", by="hidden layers", joined=True, most=8, axes=axes
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ OUTCOMES = ("validation_accuracy", "test_accuracy", "recomputed_accuracy")
 PASSES = 8  # over all examples, with fresh masks, of which a variance with dropout is the mean
 SIZES = sizes(
     "networks shares lrs depth width examples steps seeds", quick=((), (), (), 0, 0, 0, 0, 0),
-    standard=(tuple(LAYERS), (0.2, 0.5), (0.003, 0.01, 0.03, 0.1), 3, 64, 400, 400, 10),
+    standard=(tuple(LAYERS), (0.2, 0.5), (0.003, 0.01, 0.03, 0.1, 0.3), 3, 64, 400, 400, 16),
     full=(tuple(LAYERS), (0.1, 0.2, 0.5), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), 3, 128, 1000, 1500, 20),
     tiny=(tuple(LAYERS), (0.5,), (0.01,), 2, 4, 20, 3, 5),
 )  # fmt: skip
@@ -237,8 +237,9 @@ def shifted(rows: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[Answer]:
 )  # fmt: skip
 def draw_shares(variance_shares: pd.DataFrame) -> Any:
     """Shares by layer, a panel an order, a colour a rate."""
-    axes = {"xlabel": "hidden layer", "ylabel": "share of the variance"}
-    return drawing.panels(variance_shares, "network", drawing.estimates, at="layer", by="p", axes=axes)
+    axes = {"xlabel": "share of the variance"}
+    shown = variance_shares.assign(layer="layer " + variance_shares["layer"].astype(str))
+    return drawing.panels(shown, "network", drawing.estimates, at="layer", by="p", axes=axes, shared="both")
 
 
 @drawing.figure(
