@@ -31,6 +31,7 @@ DEEP = Claim(
 )  # fmt: skip
 EXACT = 1e-9  # relative: all masks are summed over, in float64
 ALL = "the minimum over all masks"
+PLACES = 12  # that count: the last bits of least squares depend on where in memory it is solved
 WAY = 0.05  # of the way from least squares to the predicted solution
 SHARE = 0.01  # of the squared length of the gradient that dropout adds: 10 % of its length
 KEYS = ("activation", "state", "depth", "width", "p")
@@ -82,8 +83,8 @@ def _linear(cases: Sequence[Case], digits: data.Examples) -> Iterator[Rows]:
     way = ((average - least) * toward).sum(1) / toward.square().sum(1)
     for i, case in enumerate(cases):
         exact = over_all_masks(x[i], y[i], float(rates[i]))
-        yield case.rows("exact", float((exact - predicted[i]).norm() / predicted[i].norm()))
-        yield case.rows("way", float(way[i]))
+        yield case.rows("exact", round(float((exact - predicted[i]).norm() / predicted[i].norm()), PLACES))
+        yield case.rows("way", round(float(way[i]), PLACES))
 
 
 def _problem(digits: data.Examples, seed: int) -> tuple[Tensor, Tensor]:
@@ -184,8 +185,7 @@ def _said_of_linear(linear: Question) -> Iterator[Answer]:
         yield Sentence(
             "In linear regression dropout is ridge regression: the minimum over all masks is the predicted one to "
             f"rounding, and SGD with dropout goes {min(ways):.3f} to {max(ways):.3f} times the way from least "
-            f"squares to "
-            "it.", figure="adaptive_linear", claims=(EXACTLY.id,),
+            "squares to it.", figure="adaptive_linear", claims=(EXACTLY.id,),
         )  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def draw_linear(adaptive_linear: pd.DataFrame) -> Any:
     f"{adaptive_deep['n'].min()} networks, intervals of 95 % at once.",
 )  # fmt: skip
 def draw_deep(adaptive_deep: pd.DataFrame) -> Any:
-    """What the penalty misses by rate, a panel an activation, state and width, a colour a depth."""
+    """Share that the penalty misses by rate, a panel an activation, state and width, a colour a depth."""
     axes = {"xlabel": "share p dropped", "xscale": "log", "yscale": "symlog", "ylabel": "share missed"}
     network = adaptive_deep["activation"] + " " + adaptive_deep["state"]
     shown = adaptive_deep.assign(network=network + ", width " + adaptive_deep["width"].astype(str))

@@ -31,9 +31,9 @@ PREDICTORS = {"scaled weights": "test", "mean over masks": "mean", "best thinned
 OUTCOMES = ("validation_accuracy", *(f"{name}_{what}" for name in PREDICTORS.values() for what in ("accuracy", "loss")))
 SIZES = sizes(
     "networks examples trials seeds steps width channels masks", quick=((), (), 0, 0, 0, 0, 0, 0),
-    standard=(("dense", "convolutional"), (100, 1000), 8, 10, 400, 64, 8, 20),
-    full=(("dense", "convolutional"), (100, 300, 1000), 16, 16, 1000, 128, 16, 50),
-    tiny=(("dense", "convolutional"), (20,), 2, 5, 2, 4, 2, 2),
+    standard=(("dense", "convolutional"), (100, 1000), 8, 24, 400, 64, 8, 20),
+    full=(("dense", "convolutional"), (100, 300, 1000), 16, 32, 1000, 128, 16, 50),
+    tiny=(("dense", "convolutional"), (20,), 2, 10, 2, 4, 2, 2),
 )  # fmt: skip
 
 
@@ -41,18 +41,19 @@ def grids(
     *, networks: tuple[str, ...], examples: tuple[int, ...], trials: int, seeds: int, steps: int, width: int,
     channels: int, masks: int,
 ) -> Iterator[Grid]:  # fmt: skip
-    """As many trials for every method, in every network, with every number of examples; at quick there are none."""
+    """Equally many trials for every method, half the seeds for convolutions, which take long; none at quick."""
     for network in networks:
         yield Grid(
             {"network": (network,), "examples": examples, "method": ("none", "decay", "dropout"),
              "trial": tuple(range(trials))},
             {"steps": steps, "masks": masks, "width": width if network == "dense" else channels},
-            seeds, ("method", "trial", "seed"), 60, claims=(WELL.id, THINNED.id) if network == "dense" else (WELL.id,),
+            seeds if network == "dense" else seeds // 2, ("method", "trial", "seed"), 60,
+            claims=(WELL.id, THINNED.id) if network == "dense" else (WELL.id,),
         )  # fmt: skip
 
 
 def trial(case: Case) -> dict[str, float]:
-    """What a trial tries: its rate is the same for every method, its strength the same quantile of the range."""
+    """Settings of a trial: its rate is the same for every method, its strength the same quantile of the range."""
     rate, strength = torch.rand(2, generator=generator(case.random_seed("seed", "trial"), Purpose.SAMPLE)).tolist()
     method = case.text("method")
     return {
@@ -135,13 +136,11 @@ def tuned(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[Answer]:
     told = "; ".join(f"{question.words(key)}: {c.effect.value:+.3f}" for key, c in question.members.items())
     yield question.verdict(
         WELL, answers, unit="difference of test accuracy", why=told,
-        method=f"equal numbers of random trials, the same learning rates for all methods; test accuracy of the trial "
-        f"best "
-        f"in validation, expected over choices of trials. Holds where in dense networks dropout's best is more than "
+        method="equal numbers of random trials, the same learning rates for all methods; test accuracy of the trial "
+        "best in validation, expected over choices of trials. Holds where in dense networks dropout's best is over "
         f"{MARGIN:g} above weight decay's, where it loses less with {FEW} trials in place of all, and where in "
         f"convolutional networks it gains no more than {MARGIN:g} over neither; who uses it cannot be measured; "
-        f"paired t "
-        f"by seed, margin {MARGIN:g}",
+        f"paired t by seed, margin {MARGIN:g}",
     )  # fmt: skip
     for (what, network, count), c in question.members.items():
         if what != EASIER and c.answer != stats.Answer.INCONCLUSIVE:
@@ -187,11 +186,9 @@ def thinned(best: pd.DataFrame) -> Iterator[Answer]:
     yield question.verdict(
         THINNED, {key: None if below(c) is None else not below(c) for key, c in question.members.items()},
         unit="difference of test accuracy", why=f"against scaled weights, which PyTorch predicts by: {told}",
-        method=f"would it do: holds where the best thinned network in validation, of those drawn, is no more than "
-        f"{MARGIN:g} "
-        "worse in test accuracy than the whole network with its weights scaled; the trial of dropout best in "
-        "validation of "
-        "every seed; paired t by seed",
+        method="would it do: holds where the best thinned network in validation, of those drawn, is no more than "
+        f"{MARGIN:g} worse in test accuracy than the whole network with its weights scaled; the trial of dropout best "
+        "in validation of every seed; paired t by seed",
     )  # fmt: skip
     (_, count), worst = min(question.members.items(), key=lambda item: item[1].effect.value)
     if worst.below:

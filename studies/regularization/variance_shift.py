@@ -1,4 +1,4 @@
-"""Dropout in front of batch normalization: the variance that shifts between training and evaluation, and its price."""
+"""Dropout in front of batch normalization: how the variance shifts between training and evaluation, and its price."""
 
 from __future__ import annotations
 
@@ -164,8 +164,7 @@ def combined(tuned: pd.DataFrame) -> Iterator[Answer]:
         pair = own.loc[both], alone.loc[both]
         difference = stats.paired(*(each["test_accuracy"] for each in pair), margin=MARGIN, test="t")
         asked[network, p] = training.unsettled(difference, any(each["at_edge"].any() for each in pair))
-        lost = stats.paired(own["recomputed_accuracy"], own["test_accuracy"], margin=MARGIN, test="t")
-        prices[network, p] = lost
+        prices[network, p] = stats.paired(own["recomputed_accuracy"], own["test_accuracy"], margin=MARGIN, test="t")
     question = Question.of("combined", KEYS, asked, label="{network}, p = {p:g}", reference="batch norm alone")
     price = Question.of("shift_price", KEYS, prices, label="{network}, p = {p:g}", reference="no price")
     if not question:
@@ -178,8 +177,7 @@ def combined(tuned: pd.DataFrame) -> Iterator[Answer]:
         unit="difference of test accuracy", why=f"against batch normalization alone: {told}",
         method="the second half of the claim alone, whose first half the study stabilizers asks; holds where dropout "
         f"added to batch normalization does not raise test accuracy by more than {MARGIN:g}, at rates of their own, "
-        f"chosen "
-        "by other seeds; paired t by seed",
+        "chosen by other seeds; paired t by seed",
     )  # fmt: skip
     key, most = max(question.members.items(), key=lambda item: item[1].effect.value)
     effect = most.effect
@@ -190,9 +188,8 @@ def combined(tuned: pd.DataFrame) -> Iterator[Answer]:
     key, most = max(price.members.items(), key=lambda item: item[1].effect.value)
     shown = "" if most.beyond else "; no more than the margin is shown"
     yield Sentence(
-        f"Recomputing batch normalization's statistics without dropout raises test accuracy by "
-        f"{most.effect.value:.1%} at "
-        f"most ({price.words(key)}){shown}.", figure="norm_dropout", claims=(SHIFTED.id,),
+        "Recomputing batch normalization's statistics without dropout raises test accuracy by "
+        f"{most.effect.value:.1%} at most ({price.words(key)}){shown}.", figure="norm_dropout", claims=(SHIFTED.id,),
     )  # fmt: skip
 
 
@@ -216,11 +213,10 @@ def shifted(rows: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[Answer]:
         SHIFTED, agrees, unit="measured over predicted",
         why=question.listed(agrees, {True: "as predicted:", False: "not as predicted:", None: "undecided:"}, 12),
         method=f"variance in evaluation, geometric mean over units, over that with dropout, mean of {PASSES} passes "
-        f"over the "
-        f"training examples; predicted from a layer's own inputs in evaluation; within a factor of {WITHIN:g}",
+        f"over the training examples; predicted from a layer's own inputs in evaluation; within a factor of {WITHIN:g}",
     )  # fmt: skip
-    first, least = min(shares, key=lambda row: row["layer"]), min(shares, key=lambda row: row["value"])
-    first = min((row for row in shares if row["layer"] == first["layer"]), key=lambda row: row["value"])
+    first = min(shares, key=lambda row: (row["layer"], row["value"]))
+    least = min(shares, key=lambda row: row["value"])
     if question.members[first["network"], first["p"], first["layer"]].inside:
         yield Sentence(
             f"Dropout of {first['p']:g} leaves batch normalization {first['value']:.0%} of its variance in "

@@ -108,7 +108,9 @@ def _trials(gain: float, lost: float) -> list[object]:
         if method == "dropout" and network == "dense":
             ends |= {f"{name}_accuracy": score - lost for name in ("mean", "best", "thinned")}
             ends |= {f"{name}_loss": 0.5 for name in ("mean", "best", "thinned")}
-        rows += [case.rows(metric, value + 1e-5 * seed) for metric, value in ends.items()]
+        rows += [
+            case.rows(metric, value + 1e-5 * seed * (len(method) + i)) for i, (metric, value) in enumerate(ends.items())
+        ]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What dropout is on average: a ridge penalty in linear regression, and a larger variance behind it.
+"""Dropout on average: a ridge penalty in linear regression, and a larger variance behind it.
 
 >>> dropout_ridge([[1.0], [1.0]], [1.0, 1.0], p=0.5).tolist()
 [0.5]
