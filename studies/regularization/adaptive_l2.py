@@ -211,7 +211,7 @@ def _said_of_deep(deep: Question) -> Iterator[Answer]:
 
 
 @drawing.figure(
-    "adaptive_linear", "SGD with dropout arrives at the ridge solution",
+    "adaptive_linear", "How far SGD with dropout goes to the ridge solution",
     lambda adaptive_linear: "Share of the way from least squares to the predicted solution; mean of "
     f"{adaptive_linear['n'].min()} problems of {INPUTS} pixels, intervals of 95 % at once; dashed: arrived.",
 )  # fmt: skip

@@ -229,12 +229,13 @@ def shifted(rows: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[Answer]:
 @drawing.figure(
     "variance_shares", "Dropout takes variance from the batch normalization behind it",
     lambda variance_shares: "Variance in evaluation over that with dropout, by layer; mean of "
-    f"{variance_shares['n'].min()} trained networks, intervals of 95 %; dashed: from the layer's own inputs.",
+    f"{variance_shares['n'].min()} trained networks, intervals of 95 %; strokes: predicted from its own inputs.",
 )  # fmt: skip
 def draw_shares(variance_shares: pd.DataFrame) -> Any:
     """Shares by layer, a panel an order, a colour a rate."""
     axes = {"xlabel": "share of the variance"}
-    shown = variance_shares.assign(layer="layer " + variance_shares["layer"].astype(str))
+    shown = variance_shares.sort_values("layer")
+    shown = shown.assign(layer="layer " + shown["layer"].astype(str))
     return drawing.panels(shown, "network", drawing.estimates, at="layer", by="p", axes=axes, shared="both")
 
 
