@@ -102,7 +102,8 @@ def over_all_masks(x: Tensor, y: Tensor, p: float) -> Tensor:
     kept = masks.sum(1)
     weight = ((1 - p) ** kept * p ** (x.shape[1] - kept)).sqrt()
     rows = (weight[:, None, None] * masks[:, None] * x / (1 - p)).flatten(0, 1)
-    return torch.linalg.lstsq(rows, (weight[:, None] * y).flatten()[:, None]).solution[:, 0]
+    solved: Tensor = torch.linalg.lstsq(rows, (weight[:, None] * y).flatten()[:, None]).solution
+    return solved[:, 0]
 
 
 def descended(examples: tuple[Tensor, Tensor], p: Tensor, start: Tensor, steps: int, seeds: Sequence[int]) -> Tensor:

@@ -79,10 +79,11 @@ class Network:
             kept = [(torch.rand(shape, generator=draws) >= p).to(self.x) / (1 - p) for shape in shapes]
             total += _flat(torch.autograd.grad(self.loss(kept, times), self.weights))
             for each, factors in zip(sums, kept, strict=True):
-                each.add_(factors.unflatten(0, (times, -1)).sum(0))
+                each.add_(factors.reshape(times, *each.shape).sum(0))
         noise = [torch.ones_like(each, requires_grad=True) for each in sums]
         slopes = torch.autograd.grad(self.loss(noise), noise, create_graph=True)
-        linear = sum(((each / masks - 1) * slope).sum() for each, slope in zip(sums, slopes, strict=True))
+        terms = [((each / masks - 1) * slope).sum() for each, slope in zip(sums, slopes, strict=True)]
+        linear = torch.stack(terms).sum()
         return total / masks - _flat(torch.autograd.grad(linear, self.weights))
 
 

@@ -35,7 +35,8 @@ def dropout_ridge(inputs: ArrayLike, targets: ArrayLike, p: float) -> Array:
     """
     x, y = np.asarray(inputs, dtype=float), np.asarray(targets, dtype=float)
     moments = x.T @ x
-    return np.linalg.lstsq(moments + _noise(p) * np.diag(np.diag(moments)), x.T @ y, rcond=None)[0]
+    weights: Array = np.linalg.lstsq(moments + _noise(p) * np.diag(np.diag(moments)), x.T @ y, rcond=None)[0]
+    return weights
 
 
 def variance_shift(variance: ArrayLike, squares: ArrayLike, p: float) -> float | Array:
