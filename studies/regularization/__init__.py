@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from depthgauge.parts import study
 from depthgauge.studies.regularization import (
+    adaptive_l2,
     augmentation,
     capacity,
+    dropout,
     equilibrium,
     expectation,
     ghosts,
     selection,
     size,
     targets,
+    variance_shift,
     weight_decay,
 )
 
@@ -28,6 +31,9 @@ STUDY = study(
         weight_decay.PART,
         equilibrium.PART,
         ghosts.PART,
+        adaptive_l2.PART,
+        dropout.PART,
+        variance_shift.PART,
     ),
     topic="regularization",
     series=1,
@@ -41,5 +47,7 @@ STUDY = study(
         "Model selection: linear problems, whose true errors are known; networks may share more or less of theirs.",
         "Weight decay, its equilibrium, ghost batches: seeds share examples and wrong labels; n counts networks.",
         "Their maps, products and steps were set with trial runs in view; those had other seeds.",
+        "Dropout as a penalty: small networks on few digits, early in training; sizes were set after trial runs.",
+        "Dropout in use, and with batch normalization: two and three hidden layers on small digits, few examples.",
     ),
 )

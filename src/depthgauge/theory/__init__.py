@@ -34,6 +34,7 @@ from depthgauge.theory.communication import (
     reduce_scatter_time,
 )
 from depthgauge.theory.equilibrium import equilibrium_angle
+from depthgauge.theory.dropout import dropout_ridge, variance_shift
 from depthgauge.theory.expectation import Moments
 from depthgauge.theory.finite_width import (
     LogGain,
@@ -128,6 +129,7 @@ __all__ = [
     "critical_sigmas",
     "default_linear",
     "depth_scales",
+    "dropout_ridge",
     "equal_sum_errors",
     "equilibrium_angle",
     "examples_at",
@@ -174,6 +176,7 @@ __all__ = [
     "transformer_stream",
     "underflow_fraction",
     "variance_error",
+    "variance_shift",
     "variance_trajectory",
     "worst_case",
 ]
