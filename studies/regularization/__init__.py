@@ -14,6 +14,6 @@ STUDY = study(
     caveats=(
         "Dropout's mean: one layer of a few units at initialization; dropped layers in a stack add up.",
         "Dropout as a penalty: small networks on few digits, early in training; sizes were set after trial runs.",
-        "Dropout in use, and with batch normalization: two and three hidden layers, few small digits; sizes set likewise.",
+        "Dropout in use, and with batch normalization: two or three hidden layers, few digits; sizes set likewise.",
     ),
 )
