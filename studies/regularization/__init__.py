@@ -48,6 +48,6 @@ STUDY = study(
         "Weight decay, its equilibrium, ghost batches: seeds share examples and wrong labels; n counts networks.",
         "Their maps, products and steps were set with trial runs in view; those had other seeds.",
         "Dropout as a penalty: small networks on few digits, early in training; sizes were set after trial runs.",
-        "Dropout in use, and with batch normalization: two and three hidden layers on small digits, few examples.",
+        "Dropout in use, and with batch normalization: two or three hidden layers, few digits; sizes set likewise.",
     ),
 )

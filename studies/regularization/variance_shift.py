@@ -36,8 +36,8 @@ OUTCOMES = ("validation_accuracy", "test_accuracy", "recomputed_accuracy")
 PASSES = 8  # over all examples, with fresh masks, of which a variance with dropout is the mean
 SIZES = sizes(
     "networks shares lrs depth width examples steps seeds", quick=((), (), (), 0, 0, 0, 0, 0),
-    standard=(tuple(LAYERS), (0.2, 0.5), (0.003, 0.01, 0.03, 0.1, 0.3), 3, 64, 400, 400, 16),
-    full=(tuple(LAYERS), (0.1, 0.2, 0.5), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), 3, 128, 1000, 1500, 20),
+    standard=(tuple(LAYERS), (0.2, 0.5), (0.003, 0.01, 0.03, 0.1, 0.3), 3, 64, 400, 400, 24),
+    full=(tuple(LAYERS), (0.1, 0.2, 0.5), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), 3, 128, 1000, 1500, 32),
     tiny=(tuple(LAYERS), (0.5,), (0.01,), 2, 4, 20, 3, 5),
 )  # fmt: skip
 
