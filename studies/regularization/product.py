@@ -1,4 +1,4 @@
-"""Whether networks end alike at equal rate x lambda, more than at equal lambda or equal rate: a part's helper."""
+"""A part's helper: do networks end alike at equal rate x lambda, more than at equal lambda or equal rate?"""
 
 from __future__ import annotations
 

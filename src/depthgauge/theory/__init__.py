@@ -33,8 +33,8 @@ from depthgauge.theory.communication import (
     collective_cost,
     reduce_scatter_time,
 )
-from depthgauge.theory.equilibrium import equilibrium_angle
 from depthgauge.theory.dropout import dropout_ridge, variance_shift
+from depthgauge.theory.equilibrium import equilibrium_angle
 from depthgauge.theory.expectation import Moments
 from depthgauge.theory.finite_width import (
     LogGain,
