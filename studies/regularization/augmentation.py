@@ -17,7 +17,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.regularization import images
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim, Sentence
 
 TIKHONOV = Claim(
@@ -67,7 +67,7 @@ def grids(  # noqa: PLR0917 - a size names them all
     dataset: str, seeds: int, width: int, fitted: int, steps: int, rates: tuple[float, ...]
 ) -> Iterator[Grid]:
     """Networks whose error with noise is measured; and, but for quick, those that are compared."""
-    shared = {"dataset": dataset, "width": width}
+    shared: dict[str, Value] = {"dataset": dataset, "width": width}
     yield Grid(
         {"network": tuple(NETWORKS)}, {**shared, "asked": "noise", "steps": fitted}, seeds, ("seed",), 40,
         claims=(TIKHONOV.id,),

@@ -54,7 +54,7 @@ OPTIMIZERS = {
 
 
 def off(name: str, seed: int) -> float:
-    """Distance of where a weight ends from where shrinking it before each undecayed step ends, over decay's whole effect."""
+    """Distance of a weight from where shrinking before undecayed steps takes it, over decay's whole effect."""
     draws = generator(seed, Purpose.INPUTS)
     start = torch.randn(WEIGHTS, generator=draws, dtype=torch.float64)
     gradients = torch.randn(STEPS, WEIGHTS, generator=draws, dtype=torch.float64)

@@ -221,8 +221,9 @@ def draw_folds(k_fold: pd.DataFrame) -> Any:
 def draw_optimism(optimism: pd.DataFrame) -> Any:
     """Optimism over the number of models, a panel a validation set."""
     axes = {"xscale": "log", "xlabel": "models", "ylabel": "overrated by, points"}
-    options = {"at": "models", "by": "choice_among", "value": "points"}
-    return drawing.panels(optimism, "validation", drawing.estimates, axes=axes, **options)
+    return drawing.panels(
+        optimism, "validation", drawing.estimates, axes=axes, at="models", by="choice_among", value="points"
+    )
 
 
 METHOD = f"""**Model selection.** Linear problems with independent normal inputs, whose true errors are known. Folds:

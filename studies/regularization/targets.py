@@ -115,7 +115,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def _reached(curves: pd.DataFrame, smoothings: pd.Series[float]) -> Iterator[Answer]:
     lines, powers, gaps = [], {}, {}
-    steps = sorted({int(step) for _, step in curves.columns})
+    steps = sorted({int(column[1]) for column in curves.columns})
     last, before = steps[-1], steps[max(0, len(steps) - 1 - int(np.log2(LAST)))]
     for e, cases in groups(smoothings.loc[curves.index].to_frame(), "smoothing"):
         own, goal = curves.loc[cases.index], theory.smoothed_gap(e, 10)
@@ -157,7 +157,8 @@ def _reached(curves: pd.DataFrame, smoothings: pd.Series[float]) -> Iterator[Ans
 def _needed(runs: pd.DataFrame) -> Iterator[Answer]:
     one_hot = runs[runs["smoothing"] == 0].set_index("seed")
     need = {("training images right with one-hot targets", 0.0): stats.against(one_hot["fitted"], 1.0, margin=POINTS)}
-    calibrations, lines = {}, []
+    lines: list[dict[str, Any]] = []
+    calibrations: dict[tuple[str, float], stats.Comparison] = {}
     for e, found in groups(runs, "smoothing"):
         own = found.set_index("seed")
         both = own.index.intersection(one_hot.index)
@@ -201,11 +202,11 @@ def _needed(runs: pd.DataFrame) -> Iterator[Answer]:
         method=f"expected calibration error on test images, {softmax.BINS} equal bins; less by more than {POINTS:g}",
     )  # fmt: skip
     most = max(e for _, e in calibrations)
-    value = {(line["what"], line["smoothing"]): line["value"] for line in lines}
+    told = {(line["what"], line["smoothing"]): line["value"] for line in lines}
     yield Sentence(
-        f"Label smoothing of {most:g} leaves the test accuracy at {value['test accuracy', most]:.1%}, where one-hot "
-        f"targets have {value['test accuracy', 0.0]:.1%}, and the calibration error at "
-        f"{value['calibration error', most]:.3f} in place of {value['calibration error', 0.0]:.3f} (a network of two "
+        f"Label smoothing of {most:g} leaves the test accuracy at {told['test accuracy', most]:.1%}, where one-hot "
+        f"targets have {told['test accuracy', 0.0]:.1%}, and the calibration error at "
+        f"{told['calibration error', most]:.3f} in place of {told['calibration error', 0.0]:.3f} (a network of two "
         "hidden layers on 8 x 8 digits).",
         figure="smoothed", claims=(NEEDED.id, CALIBRATED.id),
     )  # fmt: skip

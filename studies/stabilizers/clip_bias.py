@@ -51,7 +51,7 @@ def _pareto_cdf(y: Array) -> Array:
 
 
 def _cauchy_like(y: Array) -> Array:
-    return (1 + y / np.sqrt(2 + y * y)) / 2  # Student's t of 2 degrees of freedom: no variance
+    return np.asarray((1 + y / np.sqrt(2 + y * y)) / 2)  # Student's t of 2 degrees of freedom: no variance
 
 
 LAWS: Mapping[str, Law] = {

@@ -71,7 +71,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         batch=shared.integer("batch"), steps=shared.integer("steps"),
     )  # fmt: skip
     loss = replicas.evaluate(trained, fit.x, fit.y).loss
-    for metric, values in zip(METRICS, (loss, cut, kept), strict=True):
+    columns: tuple[Any, ...] = (loss, cut, kept)
+    for metric, values in zip(METRICS, columns, strict=True):
         yield from (case.rows(metric, float(value)) for case, value in zip(cases, values, strict=True))
 
 

@@ -141,8 +141,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if len(reached):
         wide = rows[rows["metric"] == "square"].pivot_table(index="case", columns="layer_index", values="value")
         yield from laws.reaches(reached, wide, (REACH, STABLER))
-        asked |= _against(reached.assign(ln=np.log(wide[min(BACK, wide.columns.max())])), "RNN", "LSTM")
-        asked |= _against(reached.assign(ln=np.log(wide[min(BACK, wide.columns.max())])), "orthogonal RNN", "LSTM")
+        asked |= _against(reached.assign(ln=np.log(wide[min(BACK, int(wide.columns[-1]))])), "RNN", "LSTM")
+        asked |= _against(reached.assign(ln=np.log(wide[min(BACK, int(wide.columns[-1]))])), "orthogonal RNN", "LSTM")
     stacks = params[params["stage"] == "stack"].join(rows[rows["metric"] == "growth"].set_index("case")["value"])
     if len(stacks):
         yield from laws.growths(stacks, OFF)

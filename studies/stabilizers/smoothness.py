@@ -47,7 +47,11 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     shared, digits = cases[0], data.load("digits").to(context.device)
     network, steps, count = shared.text("network"), shared.integer("steps"), shared.integer("examples")
     template = models.build(
-        network, input_shape=digits.input_shape, classes=digits.classes, activation="tanh", **SHAPES[network]
+        network,
+        input_shape=digits.input_shape,
+        classes=digits.classes,
+        activation="tanh",
+        **dict[str, Any](SHAPES[network]),
     )
     seeds = [case.random_seed("seed", "network") for case in cases]  # of both rates: paired
     stack = replicas.stack(template, seeds, device=context.device) if network == "mlp" else replicas.stack(
@@ -117,9 +121,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         method=f"slope of ln sharpness on ln gradient norm over the steps of each training, t over seeds, margin "
         f"{MARGIN:g}",
     )  # fmt: skip
-    powers = ", ".join(f"{c.effect.value:.2g} ({question.words(key)})" for key, c in question.members.items())
+    told = ", ".join(f"{c.effect.value:.2g} ({question.words(key)})" for key, c in question.members.items())
     yield Sentence(
-        f"Along training the curvature goes as the gradient's norm to the power {powers}.", figure="smooth_paths",
+        f"Along training the curvature goes as the gradient's norm to the power {told}.", figure="smooth_paths",
         claims=(GROWS.id,),
     )  # fmt: skip
 
