@@ -214,8 +214,8 @@ def _verdict(question: Question) -> Iterator[Answer]:
 def draw_growth(growth: pd.DataFrame) -> Any:
     """Ln growth by depth, a panel a direction."""
     axes = {"xscale": "log", "yscale": "symlog", "xlabel": "blocks L", "ylabel": "ln growth"}
-    shown = growth.assign(scheme=growth["scheme"].astype(str))
-    return drawing.panels(shown, "direction", drawing.estimates, at="depth", by="scheme", axes=axes)
+    shown = growth.rename(columns={"scheme": "scaling"})
+    return drawing.panels(shown, "direction", drawing.estimates, at="depth", by="scaling", axes=axes)
 
 
 @drawing.figure(
@@ -226,7 +226,8 @@ def draw_growth(growth: pd.DataFrame) -> Any:
 def draw_shares(branch_shares: pd.DataFrame) -> Any:
     """Shares by block, a line a scheme."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "block l", "ylabel": "share of the branch"}
-    return drawing.panels(branch_shares, "", drawing.estimates, at="block", by="scheme", axes=axes)
+    shown = branch_shares.rename(columns={"scheme": "scaling"})
+    return drawing.panels(shown, "", drawing.estimates, at="block", by="scaling", axes=axes)
 
 
 METHOD = f"""**Depth laws of residual stacks.** Pre-activation blocks x' = a x + s f(x) at initialization, f two times

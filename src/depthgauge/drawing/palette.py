@@ -55,6 +55,8 @@ _MEMBERS = {
     "DDP_with_bf16_hook nn.DataParallel",
     "norm": "none batch layer group instance rms",
     "variant": "plain batch_norm layer_norm skips scaled_skips",
+    "block": "plain batch_norm skips skips_and_layer_norm",
+    "scaling": "plain 1/sqrt(L) Fixup SkipInit/ReZero LayerScale DeepNorm norm_after layer_norm batch_norm",
     "loss": "squared absolute huber cross_entropy hinge",
     "form": "printed torch no_normalization,_no_skips no_normalization,_skip_connections batch_normalization,_no_skips "
     "batch_normalization,_skip_connections layer_normalization,_no_skips layer_normalization,_skip_connections",
