@@ -61,7 +61,7 @@ def grids(  # noqa: PLR0917 - a size names them all
 
 def second(rows: pd.DataFrame, seeds: int, **_: Any) -> Iterator[Grid]:
     """Networks of the reported seeds, at the rate with the lowest training error over the seeds that choose."""
-    runs = errors.runs_of(rows[rows["kind"] == "network"])
+    runs = errors.runs_of(rows[rows["kind"] == "network"]).sort_values("run")
     if runs.empty:
         return
     for row in training.choices(runs, ["ratio"], score="score", reported=False).to_dict("records"):
@@ -78,7 +78,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:  # noqa: ARG
         plan = fits.Plan(width, 1, cases[0].integer("steps"), cases[0].number("lr"))
         found = fits.networks(n, plan, [case.random_seed("seed", "n") for case in cases])
     for i, case in enumerate(cases):
-        features, seed = round(case.number("ratio") * n), case.random_seed("seed", "kind", "n")
+        features, seed = max(1, round(case.number("ratio") * n)), case.random_seed("seed", "kind", "n")
         if kind == "linear":
             ends = fits.linear(n, features, case.integer("draws"), seed)
         else:

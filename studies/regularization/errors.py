@@ -87,7 +87,7 @@ def lines(name: str, n: int, runs: pd.DataFrame, ridge: pd.DataFrame) -> Iterato
 
 def law(n: int, ratio: float) -> dict[str, float]:
     """Predicted errors of the linear model on new data."""
-    signal, noise = fits.effective(n, features := round(ratio * n))
+    signal, noise = fits.effective(n, features := max(1, round(ratio * n)))
     ridge = theory.ridge_risk(features / n, signal=signal, noise=noise)
     plain = theory.ridgeless_risk(n, features, signal=signal, noise=noise)
     return {"new data": noise + plain, BEST: noise + ridge}

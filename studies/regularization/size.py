@@ -58,11 +58,11 @@ def grids(  # noqa: PLR0917 - a size names them all
 
 def second(rows: pd.DataFrame, seeds: int, **_: Any) -> Iterator[Grid]:
     """Networks of the reported seeds, at the rate with the lowest objective over the seeds that choose."""
-    runs = runs_of(rows[rows["kind"] != "linear"])
+    runs = runs_of(rows[rows["kind"] != "linear"]).sort_values("run")
     if runs.empty:
         return
     chosen = training.choices(runs, KEYS, score="score", reported=False)
-    for row in runs.merge(chosen, on=[*KEYS, "lr"]).drop_duplicates(KEYS).to_dict("records"):
+    for row in runs.merge(chosen, on=[*KEYS, "lr"]).drop_duplicates(KEYS).sort_values(KEYS).to_dict("records"):
         fixed = {name: value for name, value in Case.read(row["run"]).params if name not in ("lr", "seed")}
         claim = LIMITS if row["kind"] == "penalty" else DEPTH
         yield Grid({"lr": (row["lr"],)}, fixed, seeds, ("seed",), 20, claims=(claim.id,))
@@ -199,7 +199,8 @@ def _depth(runs: pd.DataFrame) -> Iterator[Answer]:
             asked[NAMES[ratio], depth, "less"] = errors.less(each, own[ratio, 1], CLOSE)
     by = ("model", "depth", "what")
     question = Question.of("overfitting", by, asked, label="{model}, depth {depth}: {what}", reference="none")
-    if not question:
+    if not question:  # those alone that choose a rate
+        yield "overfitting", runs
         return
     yield question.table()
     answers, told = {}, []

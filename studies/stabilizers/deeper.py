@@ -13,6 +13,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, below, spelled
 from depthgauge.stats import Comparison
 from depthgauge.studies.stabilizers import nets
+from depthgauge.study import Grid
 from depthgauge.verdict import Claim, Sentence
 
 DEEP = Claim(
@@ -30,10 +31,16 @@ SIZES = sizes(
 )  # fmt: skip
 
 
+def grids(**size: Any) -> Iterator[Grid]:
+    """Perceptrons of every kind and depth, at every rate."""
+    yield from nets.grids(**size)
+
+
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Accuracy of every deeper network against the shallowest of its kind, at rates of their own."""
     runs = training.tunable(nets.runs_of(rows, nets.KEYS, *nets.OUTCOMES), nets.KEYS)
-    if runs.empty:
+    if runs.empty:  # those alone that choose a rate
+        yield "depths", runs
         return
     tuned = training.tuned(runs, nets.KEYS).astype({"depth": int})
     tuned = tuned.assign(at_edge=training.open_ended(tuned, MARGIN))
@@ -127,6 +134,4 @@ He's scheme: plain, with batch normalization, with skips, and with both. Without
 networks start divided by the square root of their number. SGD with momentum {nets.MOMENTUM:g}, a rate that falls to 0
 over the steps, tuned by other seeds for each network and depth. In the end batch normalization takes the statistics of
 the training set."""
-PART = Part(
-    "deeper", (DEEP, DEGRADED), SIZES, nets.grids, nets.run, analyse, (draw_depths,), METHOD, second=nets.second
-)
+PART = Part("deeper", (DEEP, DEGRADED), SIZES, grids, nets.run, analyse, (draw_depths,), METHOD, second=nets.second)

@@ -79,7 +79,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Share of runs that arrive at tuned rates, against a half; each scheme's answer where normalization trains."""
     runs = training.table(rows, *KEYS, "lr", "seed", metrics=METRICS).astype({"seed": int, "depth": int})
     runs = training.tunable(runs, KEYS)
-    if runs.empty:
+    if runs.empty:  # those alone that choose a rate
+        yield "trained", runs
+        yield "trained_steps", runs
         return
     tuned = training.tuned(runs, KEYS, score="score")
     asked, further, lines = {}, {}, []

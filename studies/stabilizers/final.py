@@ -12,6 +12,7 @@ from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, spelled
 from depthgauge.studies.stabilizers import nets
+from depthgauge.study import Grid
 from depthgauge.verdict import Claim, Sentence
 
 SAME = Claim("N25", "batch normalization does not change the final accuracy, and need not be combined with dropout")
@@ -22,10 +23,16 @@ SIZES = sizes(
 )  # fmt: skip
 
 
+def grids(**size: Any) -> Iterator[Grid]:
+    """Perceptrons of every kind and depth, at every rate."""
+    yield from nets.grids(**size)
+
+
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Test accuracy with batch normalization minus that without, by depth and skips."""
     runs = training.tunable(nets.runs_of(rows, nets.KEYS, *nets.OUTCOMES), nets.KEYS)
-    if runs.empty:
+    if runs.empty:  # those alone that choose a rate
+        yield "final_accuracy", runs
         return
     tuned = training.tuned(runs, nets.KEYS).astype({"depth": int})
     tuned = tuned.assign(at_edge=training.open_ended(tuned, MARGIN))
@@ -95,4 +102,4 @@ def draw_final(final_accuracy: pd.DataFrame) -> Any:
 METHOD = """**Final accuracy.** The networks of the part *depth*, shallow enough to be trained without normalization,
 and trained until they fit their training examples; test accuracy with batch normalization against that without it, at
 the same depth, draws and order of the data."""
-PART = Part("final", (SAME,), SIZES, nets.grids, nets.run, analyse, (draw_final,), METHOD, second=nets.second)
+PART = Part("final", (SAME,), SIZES, grids, nets.run, analyse, (draw_final,), METHOD, second=nets.second)

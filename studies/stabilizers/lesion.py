@@ -95,7 +95,9 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Share of the accuracy above chance that is lost, by lesion and network."""
     runs = training.tunable(nets.runs_of(rows, KEYS, *METRICS), KEYS)
-    if runs.empty:
+    if runs.empty:  # those alone that choose a rate
+        yield "lesions", runs
+        yield "several_lesions", runs
         return
     tuned = training.tuned(runs, KEYS).set_index("run")
     measured = rows[rows["case"].isin(tuned.index) & rows["layer_index"].notna()]
