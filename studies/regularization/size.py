@@ -118,8 +118,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if network.empty:  # as at quick
         yield from (("limits_path", network), ("overfitting", network))
     else:
-        runs = runs_of(network)
-        runs = runs[runs["seed"] >= 0]
+        runs = runs_of(network).query("seed >= 0")
         own = runs[runs["kind"] == "penalty"]
         yield "limits_path", pd.DataFrame(_path(own))
         yield from _limits(own, every(question.read(agrees).values()))
