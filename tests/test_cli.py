@@ -137,10 +137,11 @@ def test_list_tells_each_claim_and_what_became_of_it(call):
     }
     assert {(claim["study"], claim["id"]): claim["topic"] for claim in claims} == loaded
     published = json.loads((Path(reports.__file__).parent / "published_claims.json").read_bytes())["claims"]
+    whole = {each["study"] for every in published.values() for each in every}  # a study is published whole, or not yet
     for claim in claims:
         said = [each["status"] for each in published.get(claim["id"], ()) if each["study"] == claim["study"]]
         assert [each["status"] for each in claim["published"]] == said
-        assert said or claim["study"] == "walk", f"{claim['id']} of {claim['study']} was never published"
+        assert said or claim["study"] not in whole, f"{claim['id']} of {claim['study']} was never published"
 
 
 def test_every_command_explains_itself_with_an_example(call):
@@ -175,7 +176,7 @@ WRONG = {
     (
         "run",
         "regularisation",
-    ): "there is no study 'regularisation'; 'What regularizes?' is asked by none yet; there are activation, ",
+    ): "there is no study 'regularisation'; 'What regularizes?' is asked by regularization; there are activation, ",
     (
         "run",
         "devices",
