@@ -182,7 +182,8 @@ def _inside(run: Run, layer: str) -> bool:
 
 
 def _near(seen: list[tuple[int, float]], count: int, mean: float) -> bool:
-    return any(n == count and np.isclose(mean, m, rtol=1e-6, atol=1e-9, equal_nan=True) for n, m in seen)
+    """Tell whether one is the tensor: float32's rounding of numbers that largely cancel in the mean is let pass."""
+    return any(n == count and np.isclose(mean, m, rtol=2e-5, atol=1e-9, equal_nan=True) for n, m in seen)
 
 
 def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
