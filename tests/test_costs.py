@@ -86,8 +86,9 @@ def test_a_run_notes_what_it_cost_and_the_next_one_knows(tmp_path: Path) -> None
     (cost,) = runfile.known_costs(tmp_path / "second", "cpu")["refine"]["quick"].values()
     assert cost.cases == 12  # those of the first stage
     assert cost.seconds > 0
-    assert cost.second > 0
     noted = outcome.stored.run["costs"]
+    (part,) = noted["refine"]["quick"].values()
+    assert {"cases", "seconds", "second"} <= set(part)  # a short stage may round to 0 s
     again = run(out=tmp_path / "first")
     assert again.stored.run["costs"] == noted  # nothing was measured
     seen: list[float | None] = []
