@@ -119,8 +119,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         yield from (("limits_path", network), ("overfitting", network))
     else:
         runs = runs_of(network).query("seed >= 0")
-        own = runs[runs["kind"] == "penalty"]
-        yield "limits_path", pd.DataFrame(_path(own))
+        yield "limits_path", pd.DataFrame(_path(own := runs[runs["kind"] == "penalty"]))
         yield from _limits(own, every(question.read(agrees).values()))
         yield from _depth(runs[runs["kind"] == "depth"])
 
@@ -158,7 +157,8 @@ def _path(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _limits(runs: pd.DataFrame, linear: bool | None) -> Iterator[Answer]:
     by, words, asked = ("model", "what", "penalty"), "{model}, {what} at penalty {penalty:g}", dict(_compared(runs))
     limits = Question.of("limits", by, {key: c for key, c in asked.items() if c.log}, label=words, reference="as large")
-    gaps = Question.of("gaps", by, {key: c for key, c in asked.items() if not c.log}, label=words, reference="as large")
+    absolute = {key: c for key, c in asked.items() if not c.log}
+    gaps = Question.of("size_gaps", by, absolute, label=words, reference="as large")
     if not limits or not gaps or len(limits) < 2 * (len(PENALTIES) - 1):
         return
     yield limits.table()
@@ -168,7 +168,7 @@ def _limits(runs: pd.DataFrame, linear: bool | None) -> Iterator[Answer]:
         some = limits.where(model=model)
         answers[f"bound and penalty alike: {model}"] = every(agrees(c) for c in some.members.values())
     for what, name in (("count", "the gap grows with the number"), ("range", "the gap grows with the range")):
-        answers[name] = every(above(c) for c in gaps.where(what=what).members.values())
+        answers[name] = every(map(above, gaps.where(what=what).members.values()))
     told = ", ".join(f"{c.effect.value:.2f} ({gaps.words(key)})" for key, c in gaps.members.items())
     ranks = errors.ranks(runs)
     alike = {True: "a bound is as a penalty for", False: "another for", None: "undecided:"}
@@ -235,8 +235,8 @@ def _depth(runs: pd.DataFrame) -> Iterator[Answer]:
 def draw_path(limits_path: pd.DataFrame) -> Any:
     """Errors by norm, a panel a size."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "norm of all weights", "ylabel": "squared error on new data"}
-    form: dict[str, Any] = {"at": "norm", "by": "limit", "joined": True, "axes": axes}
-    return drawing.panels(limits_path, "parameters", drawing.estimates, shared="y", **form)
+    form: dict[str, Any] = {"at": "norm", "by": "limit", "joined": True, "axes": axes, "shared": "y"}
+    return drawing.panels(limits_path, "parameters", drawing.estimates, **form)
 
 
 @drawing.figure(

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ from torch.nn import functional
 from depthgauge import Training
 from depthgauge.checking import Answer, Measure, check
 from depthgauge.checking.questions import learning_rate
-from depthgauge.checking.questions.learning_rate import branches, ladder
+from depthgauge.checking.questions.learning_rate import branches, ladder, schedules
 from depthgauge.checking.questions.learning_rate.judging import Evidence, judged, nothing
 from depthgauge.checking.questions.learning_rate.learnt import learnt
 from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.questions.learning_rate.stability import stability
-from depthgauge.checking.steps import step
+from depthgauge.checking.questions.learning_rate.warming import warmed
+from depthgauge.checking.steps import losses, step
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 
@@ -354,3 +356,39 @@ def test_a_penalty_that_holds_the_loss_up_is_tried(decay: float, told: bool) -> 
     optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=decay)
     found = check(Training(model, digits_like(), None, optimizer), only=["learning_rate"]).answers["learning_rate"]
     assert ("decay_dominates" in {each.kind for each in found.findings}) is told
+
+
+def climbed(which: Training, factor: float, fall: float | None = None) -> tuple[Rates, ladder.Ladder, list[object]]:
+    """One rung at so many times the peak; with a made-up fall where one is given, by way of a high loss."""
+    assert which.optimizer is not None
+    rates, batches = Rates.of(which.optimizer), list(which.batches)[:4]
+    before = losses(which, batches)
+    rung = ladder.rung(which, rates.times(factor), batches, ladder.STEPS, before)
+    if fall is not None:
+        rung = ladder.Rung(1.0, (50.0,) * ladder.STEPS, fall, 0.01)
+    return rates, ladder.Ladder((rung,), ladder.STEPS, before), batches
+
+
+def test_a_schedule_that_holds_the_rate_near_0_is_told_by_what_it_reaches() -> None:
+    which = training(torch.optim.Adam, lr=3e-3)
+    assert which.optimizer is not None
+    which.optimizer.param_groups[0].update(lr=3e-7, initial_lr=3e-3)
+    rates, rungs, batches = climbed(which, 1.0)
+    (finding,) = schedules.low(which, rates, batches, rungs, 5)
+    assert finding.kind == "idle_schedule"
+    assert "of the best rate's fall" in finding.text
+    assert not list(schedules.low(which, rates, batches, replace(rungs, steps=3), 5))
+    assert "no weight moves" in schedules.idle(rates, 5).text
+
+
+def test_a_rise_at_the_start_that_a_warm_up_avoids_is_told() -> None:
+    which = training(torch.optim.SGD, lr=0.1)
+    rates, rungs, batches = climbed(which, 1.0, fall=-5.0)
+    (finding,) = warmed(which, rates, batches, rungs)
+    assert (finding.kind, finding.where) == ("warm_up", ("optimizer",))
+    assert finding.tried is not None
+    assert finding.tried.after < finding.tried.before
+    _, well, _ = climbed(which, 1.0, fall=1e9)
+    assert not list(warmed(which, rates, batches, well))
+    _, calm, _ = climbed(which, 1e-6)
+    assert not list(warmed(which, rates, batches, calm))

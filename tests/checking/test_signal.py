@@ -20,6 +20,7 @@ from depthgauge.checking.questions.signal import QUESTION, absent
 from depthgauge.checking.questions.signal.depth import passage
 from depthgauge.checking.questions.signal.holders import unregistered
 from depthgauge.checking.questions.signal.units import Units, variation
+from depthgauge.checking.questions.signal.wiring import is_new
 
 IN, WIDTH, CLASSES = 12, 24, 5
 
@@ -472,3 +473,36 @@ def test_what_a_package_s_model_cuts_is_told_from_what_it_leaves_unused(
     assert ("no_gradient" in found) is checkpointed
     if checkpointed:
         assert "body" in found["no_gradient"]
+
+
+def test_new_layers_are_told_from_trained_ones_by_their_numbers() -> None:
+    fresh = (nn.LSTM(4, 16), nn.GRU(4, 16), nn.Embedding(50, 8), nn.Linear(20, 30), nn.Conv2d(3, 8, 3))
+    assert all(map(is_new, fresh))
+    for layer in fresh:
+        with torch.no_grad():
+            for each in layer.parameters():
+                each.mul_(2.5).add_(0.3)
+    assert not any(map(is_new, fresh))
+    assert not is_new(nn.ReLU())
+
+
+class _Routed(nn.Module):
+    """Experts, of which the router picks the first for every batch, or another one from batch to batch."""
+
+    def __init__(self, fair: bool) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(6, 3) for _ in range(4))
+        self.calls, self.fair = 0, fair
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.experts[int(x[0, 0] * 1e3) % 2 if self.fair else 0](x)
+
+
+@pytest.mark.parametrize(("fair", "kind"), [(False, "no_gradient"), (True, "idle_expert")])
+def test_experts_that_nothing_reaches_are_told(fair: bool, kind: str) -> None:
+    model = _Routed(fair)
+    batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(16)]
+    training = Training(model, batches, None, torch.optim.SGD(model.parameters(), 0.1))
+    found = depthgauge.check(training, only=["signal"]).answers["signal"].findings
+    assert any(each.kind == kind and "experts" in " ".join(each.where) for each in found)
