@@ -16,7 +16,7 @@ from torch.nn import functional
 import depthgauge
 from depthgauge import Training
 from depthgauge.checking import Answer, Status
-from depthgauge.checking.questions.signal import QUESTION, absent
+from depthgauge.checking.questions.signal import QUESTION, absent, remedies
 from depthgauge.checking.questions.signal.depth import passage
 from depthgauge.checking.questions.signal.holders import unregistered
 from depthgauge.checking.questions.signal.units import Units, variation
@@ -506,3 +506,25 @@ def test_experts_that_nothing_reaches_are_told(fair: bool, kind: str) -> None:
     training = Training(model, batches, None, torch.optim.SGD(model.parameters(), 0.1))
     found = depthgauge.check(training, only=["signal"]).answers["signal"].findings
     assert any(each.kind == kind and "experts" in " ".join(each.where) for each in found)
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.Tanh, nn.ReLU])
+def test_every_remedy_is_laid_over_the_training_and_taken_away_again(activation: type[nn.Module]) -> None:
+    rows = nn.Embedding(30, 16)
+    with torch.no_grad():
+        rows.weight.mul_(10)
+    model = nn.Sequential(rows, nn.Flatten(), nn.Linear(64, 12), activation(), nn.Linear(12, 12), activation(),
+                          nn.Linear(12, 3))  # fmt: skip
+    batch = torch.randint(30, (16, 4)), torch.randint(3, (16,))
+    training = Training(model, [batch], None, torch.optim.SGD(model.parameters(), 0.1))
+    before, changed = training.value(batch).item(), []
+    assert remedies.far_rows(model) == ["0"]
+    for name, says, lay in remedies.remedies(training, batch, ("2",)):
+        with training.untouched(), torch.no_grad():
+            lay(model)
+            changed.append((name, training.value(batch).item() != before))
+            assert remedies.far_rows(model) == ([] if name.startswith(remedies.OF_ROWS) else ["0"])
+        assert says
+        assert training.value(batch).item() == before
+    assert all(yes for _, yes in changed)
+    assert len(changed) == {nn.Sigmoid: 5, nn.Tanh: 5, nn.ReLU: 4}[activation]
