@@ -77,6 +77,11 @@ def _group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
+def batch_statistics(features: int) -> nn.Module:
+    """Batch normalization by the statistics of the batch alone, in evaluation too: its replicas train together."""
+    return nn.BatchNorm1d(features, track_running_stats=False)
+
+
 def _none(_features: int) -> nn.Module:
     return nn.Identity()
 

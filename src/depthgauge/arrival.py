@@ -10,14 +10,16 @@ is a straight line over the logarithm of the steps. Replicas that were trained t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from depthgauge import data, replicas
+from depthgauge import data, replicas, stats
+from depthgauge.frames import groups
 from depthgauge.theory.arguments import finite
 
 RATIO = 2 ** (1 / 8)  # between a checkpoint and the next: a step count is known to a fraction of 9 %
@@ -105,6 +107,56 @@ def steps_to(
     steps, reached = first_crossing(places, sign * curve, sign * target)
     diverged = ~reached & ~np.isfinite(curve[ended, np.arange(len(stack))])
     return Arrival(np.where(reached, steps, loop.steps), reached, diverged, places, curve)
+
+
+def passed(
+    stack: replicas.Stack,
+    fit: data.Examples,
+    optimizer: replicas.SGD | replicas.Adam,
+    *,
+    target: float,
+    on: data.Examples,
+    at: Sequence[int],
+    **settings: Any,
+) -> tuple[replicas.Stack, NDArray[np.float64], NDArray[np.bool_]]:
+    """Train for the whole budget, and say when an accuracy was passed; `steps_to` ends where all have arrived.
+
+    Args:
+        stack: the replicas; it stays as it is.
+        fit: what they are trained on.
+        optimizer: with one learning rate a replica.
+        target: an accuracy to be at or above.
+        on: examples over which it is measured; a replica whose loss is not finite has 0 right.
+        at: numbers of updates at which to measure, ascending.
+        **settings: as in `replicas.train`.
+
+    Returns:
+        The trained replicas; steps (R,), the budget where the target was not reached; and whether it was (R,).
+    """
+    places = np.array(at)
+    curve = np.full((len(places), len(stack)), np.nan)
+
+    def inspect(step: int, rows: slice, part: replicas.Stack) -> None:
+        found = replicas.evaluate(part, on.x, on.y)
+        curve[np.searchsorted(places, step), rows] = np.where(np.isfinite(found.loss), found.accuracy, 0.0)
+
+    loop = replicas.Loop(**settings, checkpoints=tuple(places.tolist()), inspect=inspect)
+    trained = replicas.train(stack, fit.x, fit.y, optimizer, loop).stack
+    steps, reached = first_crossing(places, -curve, -target)
+    return trained, np.where(reached, steps, loop.steps), reached
+
+
+def paces(runs: pd.DataFrame, by: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One row a group: n, how many arrived, and median and middle 90 % of their steps, infinite without arrival.
+
+    Args:
+        runs: one row a run, with `steps_to_target` and `reached`.
+        by: columns.
+    """
+    for key, own in groups(runs, list(by)):
+        steps = own["steps_to_target"].where(own["reached"] > 0, np.inf).to_numpy()
+        at = {**dict(zip(by, key, strict=True)), "n": len(own), "arrived": int(own["reached"].sum())}
+        yield {**at, **{name: float(value[0]) for name, value in stats.band(steps[:, None]).items()}}
 
 
 def first_crossing(

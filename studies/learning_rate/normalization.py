@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from depthgauge import arrival, data, drawing, models, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.initialization import scheme
-from depthgauge.models.slots import Norm
+from depthgauge.models.slots import Norm, batch_statistics
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, below, every, spelled
 from depthgauge.studies.learning_rate import windows
@@ -37,11 +36,6 @@ SIZES = sizes(
 )  # fmt: skip
 
 
-def batch_norm(features: int) -> nn.Module:
-    """Batch normalization by the statistics of the batch alone, in evaluation too."""
-    return nn.BatchNorm1d(features, track_running_stats=False)
-
-
 @dataclass(frozen=True)
 class Variant:
     """A network's normalization and shortcuts, and how it is drawn."""
@@ -52,7 +46,7 @@ class Variant:
 
 
 VARIANTS = {
-    "plain": Variant(), "batch_norm": Variant(batch_norm), "layer_norm": Variant("layer"),
+    "plain": Variant(), "batch_norm": Variant(batch_statistics), "layer_norm": Variant("layer"),
     "skips": Variant(residual=True), "scaled_skips": Variant(residual=True, scheme="depth_scaled"),
 }  # fmt: skip
 
@@ -79,20 +73,14 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )  # fmt: skip
     seeds = [case.random_seed("seed", "width", "depth", "steps") for case in cases]  # of all variants: paired
     stack = replicas.stack(template, seeds, scheme(variant.scheme), device=context.device)
-    places = np.array(arrival.checkpoints(steps, 1.1))
-    curve = np.full((len(places), len(cases)), np.nan)
-
-    def inspect(step: int, rows: slice, part: replicas.Stack) -> None:
-        found = replicas.evaluate(part, fit.x[:WATCHED], fit.y[:WATCHED])
-        curve[np.searchsorted(places, step), rows] = np.where(np.isfinite(found.loss), found.accuracy, 0.0)
-
+    watched = data.Examples(fit.x[:WATCHED], fit.y[:WATCHED])
     sgd = replicas.SGD([case.number("lr") for case in cases])
-    loop = replicas.Loop(
-        batch=shared.integer("batch"), steps=steps, checkpoints=tuple(places.tolist()), inspect=inspect
-    )
-    loss = replicas.evaluate(replicas.train(stack, fit.x, fit.y, sgd, loop).stack, fit.x, fit.y).loss
-    taken, reached = arrival.first_crossing(places, -curve, -TARGET)
-    for metric, values in zip(METRICS, (loss, np.where(reached, taken, steps), reached), strict=True):
+    trained, taken, reached = arrival.passed(
+        stack, fit, sgd, target=TARGET, on=watched, at=arrival.checkpoints(steps, 1.1),
+        batch=shared.integer("batch"), steps=steps,
+    )  # fmt: skip
+    loss = replicas.evaluate(trained, fit.x, fit.y).loss
+    for metric, values in zip(METRICS, (loss, taken, reached), strict=True):
         yield from (case.rows(metric, float(value)) for case, value in zip(cases, values, strict=True))
 
 
@@ -104,20 +92,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if runs.empty:
         return
     reported = runs[runs["seed"] >= 0]
-    yield "pace", pd.DataFrame(_paces(reported))
+    yield "pace", pd.DataFrame(arrival.paces(reported, [*KEYS, "lr"]))
     found = windows.windows(reported, [*KEYS, "seed"])
     yield "largest_rates", pd.DataFrame(_largest(found))
     larger = yield from raised(found)
     yield from faster(reported, training.tuned(runs, KEYS, score="score"), larger)
-
-
-def _paces(reported: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Steps to the target at each rate; infinite for a run that does not arrive."""
-    for key, own in groups(reported, [*KEYS, "lr"]):
-        steps = own["steps_to_target"].where(own["reached"] > 0, np.inf).to_numpy()
-        middle = stats.band(steps[:, None])
-        at = {**dict(zip([*KEYS, "lr"], key, strict=True)), "n": len(own), "arrived": int(own["reached"].sum())}
-        yield {**at, **{name: float(value[0]) for name, value in middle.items()}}
 
 
 def _largest(found: pd.DataFrame) -> Iterator[dict[str, Any]]:

@@ -38,12 +38,10 @@ def grids(**size: Any) -> Iterator[Grid]:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Accuracy of every deeper network against the shallowest of its kind, at rates of their own."""
-    runs = training.tunable(nets.runs_of(rows, nets.KEYS, *nets.OUTCOMES), nets.KEYS)
-    if runs.empty:  # those alone that choose a rate
-        yield "depths", runs
+    tuned = nets.tuned(rows, MARGIN)
+    if tuned.empty:  # those alone that choose a rate
+        yield "depths", tuned
         return
-    tuned = training.tuned(runs, nets.KEYS).astype({"depth": int})
-    tuned = tuned.assign(at_edge=training.open_ended(tuned, MARGIN))
     yield "depths", pd.DataFrame(_errors(tuned))
     question = Question.of(
         "deeper", ("network", "depth", "measured"), dict(_asked(tuned)), counted="seeds",

@@ -30,12 +30,10 @@ def grids(**size: Any) -> Iterator[Grid]:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Test accuracy with batch normalization minus that without, by depth and skips."""
-    runs = training.tunable(nets.runs_of(rows, nets.KEYS, *nets.OUTCOMES), nets.KEYS)
-    if runs.empty:  # those alone that choose a rate
-        yield "final_accuracy", runs
+    tuned = nets.tuned(rows, MARGIN)
+    if tuned.empty:  # those alone that choose a rate
+        yield "final_accuracy", tuned
         return
-    tuned = training.tuned(runs, nets.KEYS).astype({"depth": int})
-    tuned = tuned.assign(at_edge=training.open_ended(tuned, MARGIN))
     asked, further = {}, {}
     by_network = {key: own.set_index("seed") for key, own in groups(tuned, ["network", "depth"])}
     for (network, depth), without in by_network.items():

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from depthgauge import data, models, replicas, training
 from depthgauge.initialization import scheme
+from depthgauge.models.slots import batch_statistics
 from depthgauge.study import Case, Context, Grid, Rows
 
 M = TypeVar("M", bound=nn.Module)
@@ -49,16 +50,11 @@ NAMES = {
 }  # fmt: skip
 
 
-def batch_norm(features: int) -> nn.Module:
-    """Batch normalization by the statistics of the batch alone: replicas of it train together."""
-    return nn.BatchNorm1d(features, track_running_stats=False)
-
-
 def perceptron(kind: Kind, dataset: data.Dataset, *, depth: int, width: int) -> nn.Module:
     """A multilayer perceptron in pre-activation order: an embedding and depth - 1 blocks of one layer."""
     return models.build(
         "mlp", input_shape=dataset.input_shape, classes=dataset.classes, depth=depth, width=width, order="pre",
-        residual=kind.skips, norm=batch_norm if kind.normed else "none",
+        residual=kind.skips, norm=batch_statistics if kind.normed else "none",
     )  # fmt: skip
 
 
@@ -134,6 +130,15 @@ def runs_of(rows: pd.DataFrame, by: Sequence[str], *metrics: str) -> pd.DataFram
     own = rows[rows["metric"].isin(list(metrics))]
     runs = training.table(own.assign(run=own["case"]), "run", *by, *TOGETHER, metrics=metrics)
     return runs.astype({"seed": int, "lr": float}).assign(network=runs["kind"].map(NAMES))
+
+
+def tuned(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """The reported runs at the rates that others chose; `at_edge`: a better one may lie outside; empty without any."""
+    runs = training.tunable(runs_of(rows, KEYS, *OUTCOMES), KEYS)
+    if runs.empty:
+        return runs
+    found = training.tuned(runs, KEYS).astype({"depth": int})
+    return found.assign(at_edge=training.open_ended(found, margin))
 
 
 def reported(rows: pd.DataFrame, by: Sequence[str], seeds: int, chunk: int) -> Iterator[Grid]:

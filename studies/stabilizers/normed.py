@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from depthgauge.frames import groups
 from depthgauge.models.mlp import Order
-from depthgauge.models.slots import Norm
+from depthgauge.models.slots import Norm, batch_statistics
 
 KEYS = ["variant", "batch"]
 NEAR = 1.25  # a network's best rate is the middle of those that take at most this many times its least steps
@@ -28,11 +26,10 @@ class Variant:
     scheme: str = "he"
 
 
-_batch_norm = partial(nn.BatchNorm1d, track_running_stats=False)
 VARIANTS = {
-    "plain": Variant(), "batch_norm": Variant(_batch_norm),
+    "plain": Variant(), "batch_norm": Variant(batch_statistics),
     "scaled_skips": Variant(residual=True, order="pre", scheme="depth_scaled"),
-    "skips_and_batch_norm": Variant(_batch_norm, residual=True, order="pre"),
+    "skips_and_batch_norm": Variant(batch_statistics, residual=True, order="pre"),
 }  # fmt: skip
 PAIRS = {"without skips": ("batch norm", "plain"), "with skips": ("skips and batch norm", "scaled skips")}
 BEST, OWN, GAIN = "best rates", "steps at their own rates", "steps at its own rate over those at the other's"

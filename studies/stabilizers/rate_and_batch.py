@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import arrival, data, drawing, models, replicas, stats, training
-from depthgauge.frames import groups
 from depthgauge.initialization import scheme
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, below, every, side
@@ -63,20 +62,14 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )  # fmt: skip
     seeds = [case.random_seed("seed", "width", "depth") for case in cases]  # of all variants and batches: paired
     stack = replicas.stack(template, seeds, scheme(variant.scheme), device=context.device)
-    places = np.array(arrival.checkpoints(steps, 1.1))
-    curve = np.full((len(places), len(cases)), np.nan)
-
-    def inspect(step: int, rows: slice, part: replicas.Stack) -> None:
-        found = replicas.evaluate(part, fit.x[:WATCHED], fit.y[:WATCHED])
-        curve[np.searchsorted(places, step), rows] = np.where(np.isfinite(found.loss), found.accuracy, 0.0)
-
+    watched = data.Examples(fit.x[:WATCHED], fit.y[:WATCHED])
     sgd = replicas.SGD([case.number("lr") for case in cases])
-    loop = replicas.Loop(
-        batch=shared.integer("batch"), steps=steps, checkpoints=tuple(places.tolist()), inspect=inspect
-    )
-    end = replicas.evaluate(replicas.train(stack, fit.x, fit.y, sgd, loop).stack, digits.test.x, digits.test.y)
-    taken, reached = arrival.first_crossing(places, -curve, -TARGET)
-    for metric, values in zip(METRICS, (np.where(reached, taken, steps), reached, end.accuracy), strict=True):
+    trained, taken, reached = arrival.passed(
+        stack, fit, sgd, target=TARGET, on=watched, at=arrival.checkpoints(steps, 1.1),
+        batch=shared.integer("batch"), steps=steps,
+    )  # fmt: skip
+    accuracy = replicas.evaluate(trained, digits.test.x, digits.test.y).accuracy
+    for metric, values in zip(METRICS, (taken, reached, accuracy), strict=True):
         yield from (case.rows(metric, float(value)) for case, value in zip(cases, values, strict=True))
 
 
@@ -88,7 +81,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if runs.empty:
         return
     reported = runs[runs["seed"] >= 0]
-    yield "rate_pace", pd.DataFrame(_paces(reported))
+    yield "rate_pace", pd.DataFrame(arrival.paces(reported, [*KEYS, "lr"]))
     pairs = list(comparisons(reported, training.tuned(runs, KEYS, score="score")))
     if not pairs:
         return
@@ -110,14 +103,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from faster(question, further)
     yield from _alone(question, further)
     yield from grows(pairs)
-
-
-def _paces(reported: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Steps to the target at each rate; infinite for a run that does not arrive."""
-    for key, own in groups(reported, [*KEYS, "lr"]):
-        middle = stats.band(own["steps_to_target"].where(own["reached"] > 0, np.inf).to_numpy()[:, None])
-        at = {**dict(zip([*KEYS, "lr"], key, strict=True)), "n": len(own), "arrived": int(own["reached"].sum())}
-        yield {**at, **{name: float(value[0]) for name, value in middle.items()}}
 
 
 def _ends(runs: pd.DataFrame, whose: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depthgauge import Training
-from depthgauge.checking import Finding, observing
+from depthgauge.checking import Finding, check, observing
 from depthgauge.checking.questions.data import addends, called, of_outputs, outputs, pulling, summing
 from depthgauge.checking.questions.reproducibility import accumulating
 from depthgauge.checking.subject import Clock, Subject
@@ -97,10 +97,6 @@ def smoothed(out: Tensor, y: Tensor, share: float) -> Tensor:
         (lambda out, y: (out.softmax(0) - functional.one_hot(y, 5)).square().mean(), {"softmax_over_examples"}),
         (lambda out, y: functional.mse_loss(out, y[:, None].float().expand(-1, 5)), {"numbers_for_classes"}),
         (lambda out, y: functional.kl_div(out.softmax(1), functional.one_hot(y, 5).float()), {"divergence_of_others"}),
-        (
-            lambda out, y: functional.cross_entropy(out, y, weight=y.bincount(minlength=5).float() + 1e-3),
-            {"weights_inverted"},
-        ),
         (lambda out, y: functional.kl_div(out.log_softmax(1), functional.one_hot(y, 5).float()), set()),
         (lambda out, y: smoothed(out, y, 0.1), set()),
         (functional.multi_margin_loss, set()),
@@ -110,9 +106,18 @@ def smoothed(out: Tensor, y: Tensor, share: float) -> Tensor:
 @pytest.mark.filterwarnings("ignore:reduction")
 def test_of_classes(loss: Loss, expected: set[str]) -> None:
     x = torch.randn(3 * COUNT, WIDE)
-    x[:, 0] += 1.5 * ("weights_inverted" in expected)
     of = training(held(loss), x, x[:, :5].argmax(1), out=5)
     assert expected <= found(of) if expected else not found(of)
+
+
+def test_weights_that_favour_the_frequent_are_told_once() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return functional.cross_entropy(model(batch[0]), batch[1], weight=batch[1].bincount(minlength=5).float() + 1e-3)
+
+    x = torch.randn(3 * COUNT, WIDE)
+    x[:, 0] += 1.5
+    told = check(training(loss, x, x[:, :5].argmax(1), out=5), only=["data"]).answers["data"].findings
+    assert [each.kind for each in told if "weights" in each.kind] == ["weights_favour_frequent"]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from depthgauge.restoring import random_states_kept
 SMOOTH = 0.8  # of a label's weight, that goes to all classes: beyond, the label is a fifth of what is learnt
 SUM = 0.05  # |ln of the sum of probabilities|, as of nll_loss
 SEVERAL = 0.1  # of the rows with several labels, from which on rows are not class probabilities
-ALIKE = 3.0  # times, that a frequent class weighs a rare one; and that it is more frequent
 _OF_PAIRS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _STEPS = frozenset({"Round", "Floor", "Ceil", "Trunc", "Sign"})
 _NAMES = frozenset({"kl_div", "cross_entropy", "binary_cross_entropy_with_logits", "nll_loss", *_OF_PAIRS})
@@ -42,9 +41,6 @@ KINDS = {
     ),
     "cut_off_term": Kind(
         "fault", "a loss function's value is part of the loss and has no gradient: its input is detached, or rounded"
-    ),
-    "weights_inverted": Kind(
-        "fault", f"class weights rise with the classes' frequencies, both {ALIKE:g} times from least to largest or more"
     ),
 }  # fmt: skip
 
@@ -125,8 +121,6 @@ def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
         yield from _smoothed(call)
         if targets.is_floating_point():
             yield from _several(subject, scores, targets)
-        else:
-            yield from _weights(call, targets)
     elif call.name in _OF_PAIRS:
         yield from _numbers(subject, scores, targets)
 
@@ -190,30 +184,6 @@ def _is_given(subject: Subject, targets: Tensor) -> bool:
         each.numel() == targets.numel() and bool((each.reshape(-1) == targets.reshape(-1)).all())
         for _, each in nested.tensors(subject.seen.batch)
     )
-
-
-def _weights(call: Called, labels: Tensor) -> Iterator[Finding]:
-    weight = call.given.get("weight")
-    if weight is None or len(weight) < 2:
-        return
-    counts = torch.bincount(labels[labels >= 0].reshape(-1), minlength=len(weight))[: len(weight)].double()
-    kept = (counts >= 4) & (weight > 0)
-    if kept.sum() < 2 or counts.sum() < 32:
-        return
-    counts, weights = counts[kept].log(), weight[kept].double().log()
-    spread = math.log(ALIKE)
-    order = counts.argsort()
-    if counts.max() - counts.min() < spread or weights[order[-1]] - weights[order[0]] < spread:
-        return
-    if torch.corrcoef(torch.stack([counts, weights]))[0, 1] > 0.8:
-        ratio = (weights[order[-1]] - weights[order[0]]).exp().item()
-        yield Finding(
-            "weights_inverted", Status.LOOK,
-            f"the most frequent class weighs {ratio:.3g} times the rarest in the cross-entropy: weights rise"
-            " with the frequency",
-            "give rare classes the larger weights, 1 over their frequency", "rare classes count", ("loss",),
-            Measure("weight of the most frequent class over that of the rarest", ratio),
-        )  # fmt: skip
 
 
 def _numbers(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Finding]:

@@ -187,3 +187,24 @@ def _called(training: Training, batch: Any, *, transparent: bool) -> tuple[tuple
 def normal_like(tensor: Tensor, draws: torch.Generator) -> Tensor:
     """N(0, 1) of its shape, format and device."""
     return torch.randn(tensor.shape, generator=draws).to(tensor)
+
+
+def scored(training: Training, batch: Any) -> tuple[Tensor, Tensor] | None:
+    """Outputs of the module, and the loss's gradient of them; None where it is called twice, or they have none."""
+    seen: list[Tensor] = []
+
+    def keep(_: object, __: object, output: object) -> None:
+        scores = nested.scores(output)
+        if torch.is_grad_enabled() and scores.requires_grad:
+            scores.retain_grad()
+            seen.append(scores)
+
+    handle = training.model.register_forward_hook(keep)
+    try:
+        with random_states_kept():
+            training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    finally:
+        handle.remove()
+    if len(seen) != 1 or seen[0].grad is None:
+        return None
+    return seen[0].detach(), seen[0].grad

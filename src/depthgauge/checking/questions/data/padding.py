@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.batches import targeted
+from depthgauge.checking.questions.data.outputs import scored
 from depthgauge.checking.questions.data.seeing import EQUAL, changed, loss_of
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
@@ -73,8 +74,8 @@ def findings(subject: Subject) -> Iterator[Finding]:
         return
     with subject.training.untouched():
         subject.training.model.eval()
-        scored = _scored(subject.training, batch, found[0])
-        yield from () if scored is None else _told(found[0], scored)
+        counted = _scored(subject.training, batch, found[0])
+        yield from () if counted is None else _told(found[0], counted)
         parts, terms = dict(nested.tensors(batch)), subject.seen.graph.terms
         inputs = [each for each in found if not targeted(each.place, parts, terms, batch)]
         if inputs and any(targeted(place, parts, terms, batch) for place in parts):  # else tokens are targets, too
@@ -119,27 +120,16 @@ def _flags(tensor: Tensor) -> bool:
 
 def _scored(training: Training, batch: Any, found: Padded) -> Tensor | None:
     """(examples, places): where the model's output has a gradient; None where it has no place for each of them."""
-    outputs: list[Tensor] = []
-
-    def keep(_: object, __: object, output: object) -> None:
-        scores = nested.scores(output)
-        if scores.requires_grad:
-            scores.retain_grad()
-            outputs.append(scores)
-
     if isinstance(training.model, torch.jit.ScriptModule):  # whose calls cannot be hooked
         return None
-    handle = training.model.register_forward_hook(keep)
     try:
-        training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        outputs = scored(training, batch)
     except Exception:  # noqa: BLE001 - an output that is no tensor of scores, or a pass that asks for training mode
         return None
-    finally:
-        handle.remove()
-    if len(outputs) != 1 or outputs[0].grad is None:
+    if outputs is None:
         return None
     count, places = found.padding.shape
-    moved = outputs[0].grad.abs().cpu()
+    moved = outputs[1].abs().cpu()
     if moved.dim() == 3 and moved.shape[1] not in {places, places - 1} and moved.shape[2] in {places, places - 1}:
         moved = moved.transpose(1, 2)
     if moved.dim() < 2 or len(moved) != count or moved.shape[1] not in {places, places - 1}:

@@ -16,11 +16,10 @@ from torch import Tensor
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.batches import targeted
+from depthgauge.checking.questions.data.outputs import scored
 from depthgauge.checking.questions.data.seeing import changed
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
-from depthgauge.restoring import random_states_kept
-from depthgauge.workload import Training
 
 EXAMPLES, ASKED = 16, 6  # of the first batch, and of them those that are changed
 OWN = 0.2  # of the largest move of a gradient with an example's target, that one of its own outputs' makes: another
@@ -73,40 +72,19 @@ def _own(subject: Subject, batch: Any) -> float | None:
         targets = {place for place in parts if targeted(place, whole, terms, subject.seen.batch)}
     if count is None or count < 2 * ASKED or not targets or len(targets) == len(parts):
         return None
-    base = _outputs(subject.training, batch)
+    base = scored(subject.training, batch)
     if base is None:
         return None
     shares: list[float] = []
     for example in range(ASKED):
-        inputs = _outputs(subject.training, _other(batch, set(parts) - targets, example))
-        labels = _outputs(subject.training, _other(batch, targets, example))
+        inputs = scored(subject.training, _other(batch, set(parts) - targets, example))
+        labels = scored(subject.training, _other(batch, targets, example))
         if inputs is None or labels is None or _moved(base[0], labels[0]).any():  # targets that the module is given
             return None
         mine, held = _moved(base[0], inputs[0]), (base[1] - labels[1]).abs()
         if mine.any() and _moved(base[1], labels[1]).any():
             shares.append((held[mine].max() / held.max()).item())
     return statistics.median(shares) if len(shares) > ASKED // 2 else None
-
-
-def _outputs(training: Training, batch: Any) -> tuple[Tensor, Tensor] | None:
-    """Outputs of the module, and the loss's gradient of them; None where it is called twice, or they have none."""
-    seen: list[Tensor] = []
-
-    def keep(_: object, __: object, output: object) -> None:
-        scores = nested.scores(output)
-        if torch.is_grad_enabled() and scores.requires_grad:
-            scores.retain_grad()
-            seen.append(scores)
-
-    handle = training.model.register_forward_hook(keep)
-    try:
-        with random_states_kept():
-            training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    finally:
-        handle.remove()
-    if len(seen) != 1 or seen[0].grad is None:
-        return None
-    return seen[0].detach(), seen[0].grad
 
 
 def _moved(one: Tensor, two: Tensor) -> Tensor:
@@ -146,9 +124,9 @@ def _unshifted(subject: Subject) -> Iterator[Finding]:
     counted = term.counted.cpu()
     if not same or not counted.any() or any((each != term.targets.cpu())[counted].any() for each in same):
         return
-    base = _outputs(subject.training, batch)
+    base = scored(subject.training, batch)
     last = changed(batch, set(tokens), lambda each: torch.cat([each[:, :-1], each[:, -1:].roll(1, 0)], 1))
-    other = _outputs(subject.training, last)
+    other = scored(subject.training, last)
     count, places = next(iter(tokens.values())).shape
     if base is None or other is None or base[0].shape[:2] != (count, places) or len(torch.unique(term.targets)) < 3:
         return
