@@ -154,7 +154,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         own = rows[rows["case"].isin(cases.index)]
         for what, metric, aim, margin in ((ALL, "exact", 0.0, EXACT), ("SGD with dropout", "way", 1.0, WAY)):
             exact[what, p] = stats.against(_values(own, metric), aim, margin=margin, test="t")
-    for key, cases in groups(params[params["depth"] > 0].astype({"width": int}), list(KEYS)):
+    for key, cases in groups(params[params["depth"] > 0].astype({"width": int, "depth": int}), list(KEYS)):
         own = rows[rows["case"].isin(cases.index)]
         left[key] = stats.against(_values(own, "left"), 0.0, margin=SHARE, test="t")
         further[key] = {"length": float(np.sqrt(np.median(_values(own, "length"))))}
@@ -199,10 +199,13 @@ def _said_of_deep(deep: Question) -> Iterator[Answer]:
         f"halves of the masks, so that their noise adds nothing; within {SHARE:g}, 10 % of the length",
     )  # fmt: skip
     depth, width, p = (pick(key[i] for key in deep.members) for i, pick in ((2, max), (3, max), (4, min)))
-    told = {
-        name: [c.effect.value for c in deep.where(activation=name, depth=depth, width=width, p=p).members.values()]
+    asked = {
+        name: deep.where(activation=name, depth=depth, width=width, p=p).members.values()
         for name in dict.fromkeys(key[0] for key in deep.members)
     }
+    told = {name: [c.effect.value for c in own] for name, own in asked.items() if all(c.beyond for c in own)}
+    if not told:
+        return
     spans = [f"{min(each):.1%} to {max(each):.1%} in {name}" for name, each in told.items()]
     yield Sentence(
         "Of the squared gradient that dropout adds in deep networks its second-order penalty misses "

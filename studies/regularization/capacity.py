@@ -218,7 +218,7 @@ def draw_capacity(capacity: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "spread", "The peak is variance, not bias",
+    "spread", "Bias and variance of the error on new data",
     "Mean over seeds of the parts of the squared error on new data, from two training sets a seed or more. Bias: its "
     f"square, with the noise that no fit can know; not drawn where it is less than {TOLD:.0%} of the variance.",
 )  # fmt: skip

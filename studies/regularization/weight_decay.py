@@ -84,14 +84,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     }
     runs = training.table(rows[rows["metric"] != "off"], *KEYS, "lr", "decay", "steps", "seed", metrics=METRICS)
     runs = training.tunable(runs.astype({"seed": int}), KEYS) if len(runs) else runs
-    yield from helps(runs, exact)
+    yield from helps(runs, exact, worst)
     if runs.empty:  # at quick
         yield from ((name, runs) for name in ("decay_gains", "decay_map", "decay_spreads"))
     else:
         yield from product.answers(runs[(runs["seed"] >= 0) & (runs["task"] == "noisy")])
 
 
-def helps(runs: pd.DataFrame, exact: dict[str, bool]) -> Iterator[Answer]:
+def helps(runs: pd.DataFrame, exact: dict[str, bool], worst: pd.DataFrame) -> Iterator[Answer]:
     """N37: test accuracy with the best decay and with the usual one against none, each at the rate tuned for it."""
     runs = runs.assign(setting=runs.groupby(["decay", "lr"]).ngroup())
     asked, further = {}, {}
@@ -110,9 +110,13 @@ def helps(runs: pd.DataFrame, exact: dict[str, bool]) -> Iterator[Answer]:
             }  # fmt: skip
     words = {True: "exact:", False: "something else:", None: "undecided:"}
     if not asked:
+        furthest = worst.loc[worst["value"].idxmax()]
         yield judged(
-            HELPS, exact, listed(exact, words), method=f"the shrinkage alone, as no network is trained; {STEPPED}"
-        )
+            HELPS, exact, listed(exact, words), method=f"the shrinkage alone, as no network is trained; {STEPPED}",
+            observed=float(furthest["value"]), predicted=0.0, reference="exact", n=int(furthest["draws"]),
+            counted="draws", unit="of the effect of decay", table="shrinkage", condition=str(furthest["optimizer"]),
+            answer="exact" if furthest["value"] < EXACT else "something else",
+        )  # fmt: skip
         return
     question = Question.of(
         "decay_gains", ("optimizer", "examples", "decay"), asked, label="{optimizer}, {examples}, {decay} lambda",

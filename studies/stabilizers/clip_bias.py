@@ -185,7 +185,7 @@ def _scaled(scaled: pd.DataFrame) -> Iterator[Answer]:
 
 
 @drawing.figure(
-    "clip_bias", "Clipping moves the point of rest under skewed noise, as predicted",
+    "clip_bias", "Where SGD rests with clipped gradients, under skewed and under symmetric noise",
     lambda clip_bias: f"SGD on (w - y)²/2, minimum 0, each gradient clipped; mean of {clip_bias['n'].min()} seeds with "
     "95 % intervals. Dashed: the root of the expected clipped gradient.",
 )  # fmt: skip

@@ -191,9 +191,8 @@ def _stream(exact: Any, further: Any, slopes: Question) -> Iterator[Answer]:
     found, own = slopes.members["pre", "zero"].effect, further["pre", "zero"]
     yield Sentence(
         f"The gradient of a pre-LN transformer's last feed-forward weights falls as the power {found.value:.3g} of "
-        f"depth [{found.low:.3g}, {found.high:.3g}], where the exact law at these depths has {own['exact']:.3g}: the "
-        f"stream starts at 2 and gains less a block while tokens differ; over the last doubling the power is "
-        f"{own['last_doubling']:.3g}.",
+        f"depth [{found.low:.3g}, {found.high:.3g}]; the exact law at these depths, of a stream that starts at 2, has "
+        f"{own['exact']:.3g}.",
         figure="last_gradients", claims=(PRE.id, STREAM.id),
     )  # fmt: skip
 

@@ -207,7 +207,7 @@ def _several(lost: pd.DataFrame) -> Iterator[Answer]:
 
 
 @drawing.figure(
-    "lesions", "Deleting one block costs a residual network little and a plain one most of its accuracy",
+    "lesions", "What deleting one block costs residual and plain networks",
     lambda lesions: f"Share of the test accuracy above chance that is lost; means of {lesions['n'].min()} networks, "
     "95 % intervals. Statistics anew: batch normalization measured again on the training examples after the lesion.",
 )  # fmt: skip
@@ -223,7 +223,7 @@ def draw_lesions(lesions: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "several_lesions", "With blocks deleted, residual networks fail by degrees, plain ones at the first",
+    "several_lesions", "What deleting several blocks costs residual and plain networks",
     lambda several_lesions: "Share of the test accuracy above chance that is lost; means of "
     f"{several_lesions['n'].min()} networks and {lines.DRAWS} sets of blocks each, 95 % intervals.",
 )  # fmt: skip

@@ -146,7 +146,7 @@ def predicted(block: str) -> np.ndarray[Any, Any]:
 
 
 @drawing.figure(
-    "shattering", "With depth the gradients at two inputs lose their correlation, with batch norm exponentially",
+    "shattering", "How the correlation of the gradients at two inputs falls with depth",
     lambda shattering: f"ReLU, weights of variance 2 / width; mean of {shattering['n'].min()} networks, 95 % "
     f"intervals, all pairs of {PAIRED} inputs. Dashed: theory at infinite width. What lies below the panel cannot be "
     "told from 0.",
