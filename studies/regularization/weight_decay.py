@@ -110,7 +110,7 @@ def helps(runs: pd.DataFrame, exact: dict[str, bool], worst: pd.DataFrame) -> It
             }  # fmt: skip
     words = {True: "exact:", False: "something else:", None: "undecided:"}
     if not asked:
-        furthest = worst.loc[worst["value"].idxmax()]
+        furthest = worst.sort_values("value", kind="stable").iloc[-1]
         yield judged(
             HELPS, exact, listed(exact, words), method=f"the shrinkage alone, as no network is trained; {STEPPED}",
             observed=float(furthest["value"]), predicted=0.0, reference="exact", n=int(furthest["draws"]),
