@@ -1030,3 +1030,38 @@ def test_a_band_holds_the_middle_share_of_seeds_and_its_ends_are_seeds() -> None
     for wrong in ((np.ones(3), 0.9), (np.ones((2, 2)), 1.5)):
         with pytest.raises(ValueError, match="lines have shape"):
             stats.band(*wrong)
+
+
+@pytest.mark.parametrize(("index", "n"), [(1.5, 200), (3.0, 1000)])
+def test_the_interval_of_a_tail_index_covers_it(index, n):
+    draws = np.random.default_rng(7).pareto(index, (400, n)) + 1
+    assert 0.92 < np.mean([stats.tail_index(x).contains(index) for x in draws]) < 0.98
+
+
+def test_a_tail_index_is_what_the_formula_says():
+    x = np.array([1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 0.5])
+    found = stats.tail_index(x, 0.5)
+    assert found.value == pytest.approx(5 / (np.log(2) * 15))
+    assert found.method.startswith("Hill, largest 5 of 10")
+
+
+@pytest.mark.parametrize(
+    ("x", "value", "reason"),
+    [
+        ([1.0] * 20, np.inf, "are equal"),
+        ([0.0] * 18 + [1.0, 2.0], np.nan, "fewer than 6 values are positive"),
+        ([1.0] * 19 + [np.inf], np.nan, "not finite"),
+        ([1.0, 2.0], np.nan, "fewer than 6"),
+    ],
+)
+def test_where_there_is_no_tail_the_reason_is_given(x, value, reason):
+    found = stats.tail_index(x)
+    np.testing.assert_equal(found.value, value)
+    assert reason in found.method
+    assert not found.has_interval
+
+
+@pytest.mark.parametrize(("x", "share"), [([[1.0]], 0.05), ([-1.0, 2.0], 0.05), ([1.0], 1.0)])
+def test_a_tail_of_nonsense_is_refused(x, share):
+    with pytest.raises(ValueError, match=r"one dimension|at least 0|between 0 and 1"):
+        stats.tail_index(x, share)

@@ -106,6 +106,8 @@ def test_the_report_says_what_a_reader_asks_in_that_order(stored, study):
         "## Evidence", "(gradient_flow.md)", "## What was asked", "| quick |", "## Environment", "AMD EPYC",
         "depthgauge run gradient_flow --preset quick",
     ])  # fmt: skip
+    lines = text.splitlines()
+    assert lines[lines.index("## What this run found") + 3] == "| --- | --- |"  # else no code host makes a table of it
     own = (stored.directory / "report/gradient_flow.md").read_text("utf-8")
     in_order(own, [
         study.question, "Tanh loses", "✗ fails | **N01**", "## More figures", "(figures/gradient_flow.signal.png)",

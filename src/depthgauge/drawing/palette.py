@@ -62,6 +62,7 @@ _MEMBERS = {
     "batch_normalization,_skip_connections layer_normalization,_no_skips layer_normalization,_skip_connections",
     "link": "nvlink pcie 100gbe this_machine",
     "role": "fitted held_out",
+    "noise": "examples_at_the_start batches_of_16_at_the_start examples_after_training batches_of_16_after_training",
     "network": "wide deep large_gain small_gain layer_norm tanh softmax",
     "architecture": "mlp lenet5 resnet18 transformer lstm plain_cnn rnn alexnet vgg11 resnet34 vgg13 vgg16 vgg19 nin "
     "googlenet resnet50 resnext50_32x4d perceptron linear_regression softmax_regression",

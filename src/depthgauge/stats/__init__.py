@@ -28,6 +28,7 @@ from depthgauge.stats.comparison import Answer, Comparison, against, combine, pa
 from depthgauge.stats.estimate import Estimate, mean, median, quantile, rate
 from depthgauge.stats.family import Family, holm, seeds_needed, together, too_few_seeds
 from depthgauge.stats.survival import LogRank, Survival, earlier, log_rank, restricted_mean_difference, survival
+from depthgauge.stats.tails import tail_index
 from depthgauge.stats.timing import Judgement, Pace, judge, resolution, time_ratio
 from depthgauge.stats.trend import Lines, band, decay_length, slopes
 
@@ -65,6 +66,7 @@ __all__ = [
     "seeds_needed",
     "slopes",
     "survival",
+    "tail_index",
     "time_ratio",
     "together",
     "too_few_seeds",
