@@ -223,8 +223,9 @@ def as_good(comparison: stats.Comparison) -> bool | None:
 )  # fmt: skip
 def draw_noise(input_noise: pd.DataFrame) -> Any:
     """Ratio over the noise, a line a network."""
+    shown = input_noise.assign(activation=input_noise["network"].str.lower())
     axes = {"xscale": "log", "xlabel": "noise s, standard deviations of the pixels", "ylabel": "added over predicted"}
-    return drawing.panels(input_noise, "", drawing.estimates, at="s", by="network", joined=True, axes=axes)
+    return drawing.panels(shown, "", drawing.estimates, at="s", by="activation", joined=True, axes=axes)
 
 
 @drawing.figure(

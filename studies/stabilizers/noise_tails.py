@@ -181,7 +181,8 @@ def _found(found: pd.DataFrame) -> Iterator[Answer]:
             f"The gradient noise of the {network} has a tail index of {told['examples', 'at the start']:.1f} at the "
             f"start and of {told['examples', 'after training']:.1f} after {own['steps'].iloc[0]} steps for single "
             f"examples, and of {told['batches of 16', 'at the start']:.1f} and "
-            f"{told['batches of 16', 'after training']:.1f} for batches of 16; noise of infinite variance has one of at most 2.",
+            f"{told['batches of 16', 'after training']:.1f} for batches of 16; noise of infinite variance "
+            "has one of at most 2.",
             figure="noise_quantiles", claims=(FINITE.id,),
         )  # fmt: skip
 
