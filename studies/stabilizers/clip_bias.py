@@ -180,7 +180,7 @@ def _scaled(scaled: pd.DataFrame) -> Iterator[Answer]:
     scale, slower = max((key[0], row["slower"]) for key, row in further.items())
     yield Sentence(
         f"Clipped at norm 1 before they are unscaled, gradients of a loss scale of {scale:.0f} make steps "
-        f"{slower:.3g} times shorter than clipped after it.", claims=(SCALED.id,),
+        f"{slower:,.0f} times shorter than clipped after it.", claims=(SCALED.id,),
     )  # fmt: skip
 
 

@@ -54,9 +54,14 @@ def test_an_activation_of_ones_own_has_a_stable_look_that_no_other_has():
     shown = looks("activation", [*own, *activations()])
     assert len({shown[name] for name in own}) == len(own)
     assert not {shown[name] for name in own} & set(_DECLARED["activation"].values())
-    assert looks("activation", reversed(own)) == {name: shown[name] for name in own}
+    assert looks("activation", reversed(own)) == looks("activation", own)
     assert look("activation", own[0]) == look("activation", own[0])
     assert list(looks("activation", own)) == own
+
+
+def test_names_of_ones_own_differ_in_colour_as_long_as_there_are_colours():
+    names = ["none", "norm 1", "value 0.1", "adaptive 0.04", "normalized"]
+    assert len({one.colour for one in looks("clipping", names).values()}) == len(names)
 
 
 def test_more_names_than_looks_are_drawn_all_the_same():

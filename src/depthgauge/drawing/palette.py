@@ -97,21 +97,24 @@ def looks(kind: str, names: Iterable[object]) -> Mapping[str, Look]:
     """The looks of things shown together, no two alike, in the order given.
 
     A name that the project does not know has a look of its own by its spelling; only where two such names would share
-    one does the later in the alphabet take the next that is free.
+    a colour does the later in the alphabet take the next look of a colour that is free, as long as there is one.
     """
     wanted = list(dict.fromkeys(str(name) for name in names))
     declared = _DECLARED.get(kind, {})
     free = [one for one in LOOKS if one not in declared.values()]
-    taken: dict[str, Look] = {}
-    for name in sorted(wanted):
-        known = _SAME.get((kind, name), name)
-        if (known := known if known in declared else _GAP.sub("_", known)) in declared:
-            taken[name] = declared[known]
-            continue
-        start = zlib.crc32(name.encode()) % len(free)
-        taken[name] = free.pop(start)
+    taken = {name: declared[known] for name in wanted if (known := _known(kind, name)) in declared}
+    for name in sorted(set(wanted) - set(taken)):
+        start, shown = zlib.crc32(name.encode()) % len(free), {one.colour for one in taken.values()}
+        onwards = [*range(start, len(free)), *range(start)]
+        taken[name] = free.pop(next((place for place in onwards if free[place].colour not in shown), start))
         free = free or list(LOOKS)  # more names than looks: a figure that nobody can read in any colours
     return {name: taken[name] for name in wanted}
+
+
+def _known(kind: str, name: str) -> str:
+    """The spelling under which a name is declared, if it is."""
+    known = _SAME.get((kind, name), name)
+    return known if known in _DECLARED.get(kind, {}) else _GAP.sub("_", known)
 
 
 def look(kind: str, name: object) -> Look:
