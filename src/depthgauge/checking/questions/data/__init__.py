@@ -12,8 +12,11 @@ from depthgauge.checking.questions.data import (
     batches,
     belonging,
     called,
+    derivatives,
+    evaluated,
     fitting,
     inputs,
+    joined,
     labels,
     losses,
     modes,
@@ -25,6 +28,7 @@ from depthgauge.checking.questions.data import (
     passing,
     pulling,
     seeing,
+    stored,
     summing,
     values,
 )
@@ -40,6 +44,7 @@ KINDS = {
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
     **summing.KINDS, **parts.KINDS, **called.KINDS, **of_outputs.KINDS, **addends.KINDS, **pulling.KINDS,
     **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
+    **derivatives.KINDS, **evaluated.KINDS, **joined.KINDS, **stored.KINDS,
 }  # fmt: skip
 
 
@@ -58,7 +63,8 @@ def ask(subject: Subject) -> Answer:
         *values.findings(read, subject.training), *order.findings(subject, read), *padding.findings(subject),
         *pairing.findings(subject), *belonging.findings(subject, read),
         *summing.findings(subject), *called.findings(subject), *of_outputs.findings(subject),
-        *addends.findings(subject), *pulling.findings(subject), *fitting.findings(subject, fitted),
+        *derivatives.findings(subject), *evaluated.findings(subject), *joined.findings(subject),
+        *stored.findings(subject), *addends.findings(subject), *pulling.findings(subject), *fitting.findings(subject, fitted),
     ]  # fmt: skip
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
