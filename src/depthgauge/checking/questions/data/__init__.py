@@ -64,7 +64,8 @@ def ask(subject: Subject) -> Answer:
         *pairing.findings(subject), *belonging.findings(subject, read),
         *summing.findings(subject), *called.findings(subject), *of_outputs.findings(subject),
         *derivatives.findings(subject), *evaluated.findings(subject), *joined.findings(subject),
-        *stored.findings(subject), *addends.findings(subject), *pulling.findings(subject), *fitting.findings(subject, fitted),
+        *stored.findings(subject), *addends.findings(subject), *pulling.findings(subject),
+        *fitting.findings(subject, fitted),
     ]  # fmt: skip
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)

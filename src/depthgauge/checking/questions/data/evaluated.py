@@ -50,7 +50,7 @@ class _Watch(TorchFunctionMode):
         if self.stack and (name in _DROPS or name == _ATTENTION):
             place, module = self.stack[-1]
             rate = _rate(name, args, given)
-            if rate > 0 and not module.training and not of_a_package(module) and not _meant(sys._getframe(1)):  # noqa: SLF001 - the way to a caller
+            if rate > 0 and not module.training and not of_a_package(module) and not _meant(sys._getframe(1)):
                 self.found[place] = max(rate, self.found.get(place, 0.0))
         return func(*args, **given)
 
@@ -81,7 +81,8 @@ def findings(subject: Subject) -> Iterator[Finding]:
             " as in training",
             "hand over training=self.training (dropout_p=self.p if self.training else 0.0), or use nn.Dropout;"
             " say training=True where it is wanted",
-            "evaluation uses all values", tuple(dict.fromkeys((*watch.found, "model"))), Measure("dropout rate in evaluation", rate),
+            "evaluation uses all values", tuple(dict.fromkeys((*watch.found, "model"))),
+            Measure("dropout rate in evaluation", rate),
         )  # fmt: skip
 
 

@@ -66,7 +66,8 @@ def ask(subject: Subject) -> Answer:
     """Run the first steps twice, replace an example and a token, and cut the batch."""
     asked = _Asked(subject)
     parts: dict[str, Callable[[_Asked], None]] = {
-        "two equal runs": _repeated, "seeds in a step": _reseeded, "examples of one batch": _mixed, "parts of a batch": _accumulated
+        "two equal runs": _repeated, "seeds in a step": _reseeded, "examples of one batch": _mixed,
+        "parts of a batch": _accumulated
     }  # fmt: skip
     for name, part in parts.items():
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.parameters import of_a_package
