@@ -16,7 +16,9 @@ from depthgauge.checking.beginning import quietly
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.signal import (
     absent,
+    alike,
     averages,
+    copies,
     equal,
     frozen,
     holding,
@@ -79,7 +81,7 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     later = _later(subject, others)
     wiring = Wiring(subject.training, now, later.passed, others, subject.seen.batch)
     found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
-    found += [*frozen.findings(wiring), *later.equal, *_averages(subject)]
+    found += [*frozen.findings(wiring), *later.equal, *_averages(subject), *_seen_alike(subject)]
     watched, turned = _watched(subject, others)
     found += [*turned, *(telling.findings(subject.training.model, watched, later.watched) if watched else ())]
     found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)
@@ -108,6 +110,18 @@ def _averages(subject: Subject) -> list[Finding]:
         return list(averages.findings(subject.training))
     except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
         return []
+
+
+def _seen_alike(subject: Subject) -> list[Finding]:
+    """Towers that are copies, and examples of which nothing is seen."""
+    found: list[Finding] = []
+    for part in (copies, alike):
+        try:
+            with contained():
+                found += part.findings(subject)
+        except Exception:  # noqa: BLE001, S112 - hooks in a user's module may meet anything; the other findings stand
+            continue
+    return found
 
 
 # -- passes ------------------------------------------------------------------------------------------------------------

@@ -37,6 +37,16 @@ KINDS = {
         "fault",
         "an embedding and an output layer begin with the same bits in two tensors: they part with the first step",
     ),
+    "copied_towers": Kind(
+        "fault",
+        "two modules begin with the same new weights in two sets of tensors, both train, and each gets a tensor of the "
+        "batch of the same shape, with other numbers: a copy where one module was to be used twice",
+    ),
+    "examples_alike": Kind(
+        "fault",
+        "a quarter of the examples or more, and not all, have bit for bit the same output, the same ones with other "
+        "weights, although their inputs all differ",
+    ),
     "equal_units": Kind(
         "fault",
         "all units of a layer have equal weights, and still have after steps: they stay one unit; or two layers begin "
