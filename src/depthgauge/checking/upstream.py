@@ -18,6 +18,21 @@ _KINDS: dict[str, Kind] = {
 }
 
 
+def once(answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """Return the answers with what `batch` and `data` both found told by `data` alone."""
+    told = {(each.kind, each.text) for answer in answers if answer.id == "data" for each in answer.findings}
+    return tuple(_less(answer, told) if answer.id == "batch" else answer for answer in answers)
+
+
+def _less(answer: Answer, told: set[tuple[str, str]]) -> Answer:
+    double = [each for each in answer.findings if (each.kind, each.text) in told]
+    if not double:
+        return answer
+    rest = tuple(each for each in answer.findings if each not in double)
+    says = "the batches themselves are at fault: see data" if answer.says == double[0].text else answer.says
+    return dataclasses.replace(answer, findings=rest, says=says)
+
+
 def causes(answers: Sequence[Answer]) -> list[str]:
     """Return the questions, `signal` or `data`, whose faults come before all other answers."""
     too_large = any(finding.kind in _FAR for answer in answers for finding in answer.findings)

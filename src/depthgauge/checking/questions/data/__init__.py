@@ -48,6 +48,10 @@ KINDS = {
 }  # fmt: skip
 
 
+_ONE_FACT = {"negated_loss": "pushed_away", "padding_scored": "padding_counts", "only_padding_scored": "padding_counts"}
+"""Kinds that say more of a fact than those behind them, which are left out beside them."""
+
+
 def ask(subject: Subject) -> Answer:
     """Answer it."""
     seen = subject.seen
@@ -67,6 +71,8 @@ def ask(subject: Subject) -> Answer:
         *stored.findings(subject), *addends.findings(subject), *pulling.findings(subject),
         *fitting.findings(subject, fitted),
     ]  # fmt: skip
+    less = {_ONE_FACT[each.kind] for each in found if each.kind in _ONE_FACT}
+    found = [each for each in found if each.kind not in less]
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
 

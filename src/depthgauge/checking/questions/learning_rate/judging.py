@@ -253,9 +253,12 @@ def _late(seen: Evidence, grown: Branches) -> Finding:
 
 def _open(seen: Evidence) -> bool:
     """Tell whether the fall of 24 steps says little: it has no floor, as a policy's, or steps still grow."""
-    ladder = seen.ladder
-    floorless = ladder.best.fall > kinds.NO_FLOOR * abs(ladder.start) and ladder.best.fall > ladder.start
-    return floorless or _moves(seen)
+    return _floorless(seen.ladder) or _moves(seen)
+
+
+def _floorless(ladder: Ladder) -> bool:
+    """Tell whether the loss falls far below 0, as a policy's."""
+    return ladder.best.fall > kinds.NO_FLOOR * abs(ladder.start) and ladder.best.fall > ladder.start
 
 
 def _moves(seen: Evidence) -> bool:
@@ -275,7 +278,8 @@ def _small(seen: Evidence) -> Finding:
         f"in {ladder.steps} steps it takes the loss from {_start(ladder)} to {ladder.after(ladder.here)}, where"
         f" {ladder.best.factor * seen.rates.largest:.2g} takes it to {ladder.after(ladder.best)}"
     )
-    if not tiny(ladder) or seen.game or _open(seen):
+    slow = seen.longer is not None and seen.longer.slow and not _floorless(ladder)
+    if seen.game or not (slow or (tiny(ladder) and not _open(seen))):
         text = f"the learning rate {seen.rates} is low: {did}"
         return Finding("rate_low", Status.LOOK, text, _to(seen), _expected(seen), WHERE, measure, tried)
     still = ladder.here.fall < least(ladder.before)
