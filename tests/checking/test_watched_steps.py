@@ -20,7 +20,7 @@ from depthgauge.checking.questions.data import called, derivatives, evaluated, j
 from depthgauge.checking.questions.data.batches import read
 from depthgauge.checking.questions.precision import coarse
 from depthgauge.checking.questions.reproducibility import reseeding
-from depthgauge.checking.questions.signal import alike, copies
+from depthgauge.checking.questions.signal import alike, copies, own_backward
 from depthgauge.checking.subject import Clock, Subject
 
 
@@ -301,6 +301,36 @@ def test_towers_that_are_copies(how: str) -> None:
     adam = optim.Adam(each for each in model.parameters() if each.requires_grad)
     training = Training(model, [batch], lambda m, b: functional.mse_loss(m(*b[:2]), b[2]), adam)
     assert asked(copies, training) == ({"copied_towers": ("left", "right")} if how == "copied" else {})
+
+
+class _Negated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004 - autograd's signature
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Tensor:  # noqa: ARG004 - as above
+        return -given[0]
+
+
+class _Turning(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return {"method": lambda: x, "function": lambda: _Negated.apply(x), "inverse": lambda: 2 * x}[self.how]()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def backward(self, given: Tensor) -> Tensor:
+        return -given
+
+
+@pytest.mark.parametrize("how", ["method", "function", "inverse"])
+def test_a_method_that_autograd_never_calls(how: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), _Turning(how), nn.Linear(8, 3))
+    assert asked(own_backward, Training(model, table())) == (
+        {"unused_backward": ("1", "model")} if how == "method" else {}
+    )
 
 
 class _Sines(nn.Sequential):

@@ -22,6 +22,7 @@ from depthgauge.checking.questions.signal import (
     equal,
     frozen,
     holding,
+    own_backward,
     passed_by,
     passing,
     remedies,
@@ -113,9 +114,9 @@ def _averages(subject: Subject) -> list[Finding]:
 
 
 def _seen_alike(subject: Subject) -> list[Finding]:
-    """Towers that are copies, and examples of which nothing is seen."""
+    """Methods that autograd never calls, towers that are copies, and examples of which nothing is seen."""
     found: list[Finding] = []
-    for part in (copies, alike):
+    for part in (own_backward, copies, alike):
         try:
             with contained():
                 found += part.findings(subject)

@@ -108,6 +108,11 @@ KINDS = {
         "columns of categories look up the same rows of an embedding that has rows for each, or its first quarter or "
         "more is never looked up and all the rest is: an offset is missing, or too many",
     ),
+    "unused_backward": Kind(
+        "fault",
+        "a module of the user's own, without weights, defines a method backward, and its forward hands on what it gets "
+        "or cuts its gradient off: autograd calls the backward of a torch.autograd.Function alone",
+    ),
     "reversed_gradient": Kind(
         "fault",
         "along the gradient of a part the loss falls as fast as it should rise: a function of the user's own has "
