@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 import depthgauge
 from depthgauge import Training
 from depthgauge.checking import observing
-from depthgauge.checking.questions.data import called, derivatives, evaluated, joined, labels, stored
+from depthgauge.checking.questions import signal
+from depthgauge.checking.questions.data import called, derivatives, evaluated, joined, labels, stored, values
 from depthgauge.checking.questions.data.batches import read
 from depthgauge.checking.questions.precision import coarse
 from depthgauge.checking.questions.reproducibility import reseeding
@@ -361,6 +363,26 @@ def test_a_gradient_that_grows_by_degrees(bound: float, told: bool) -> None:
     found = passed_by.examine(training, seen, batches, remedies.STEPS, going=lambda: True)
     assert found.held == told
     assert not told or (found.best is not None and found.best.name == remedies.EVEN)
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_a_sampler_with_a_weight_a_class_draws_the_first_examples_alone(each: bool) -> None:
+    x, y = torch.randn(256, 12), torch.randint(4, (256,))
+    weights = torch.tensor([1.0, 1, 2, 40])
+    sampler = WeightedRandomSampler((weights[y] if each else weights).tolist(), 256)
+    training = Training(linear(12, 4), DataLoader(TensorDataset(x, y), 32, sampler=sampler))
+    subject = Subject(training, observing.look(training), Clock(1e6))
+    found = {one.kind for one in values.findings(read(subject), training)}
+    assert ("repeated_examples" in found) != each
+
+
+def test_what_begins_at_zero_is_no_fault_where_there_is_no_time_for_steps() -> None:
+    model = linear()
+    nn.init.zeros_(model[2].weight)
+    training = Training(model, table(), None, optim.Adam(model.parameters()))
+    slow = dataclasses.replace(observing.look(training), seconds=100.0)
+    found = signal.ask(Subject(training, slow, Clock(150.0))).findings
+    assert "no_gradient" not in {each.kind for each in found}
 
 
 def test_one_fact_is_told_once() -> None:

@@ -42,6 +42,7 @@ from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import listed
 from depthgauge.foreign import contained, describe_error
 from depthgauge.seeding import Purpose
+from depthgauge.workload import Training
 
 BATCHES = 4  # that every pass looks at
 MORE = 24  # batches, at most, in which a parameter without gradient is looked for
@@ -80,6 +81,8 @@ def ask(subject: Subject) -> Answer:
 def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     now = _passes(subject, others)
     later = _later(subject, others)
+    if later.passed is None:
+        _open(subject.training, now, others)
     wiring = Wiring(subject.training, now, later.passed, others, subject.seen.batch)
     found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
     found += [*frozen.findings(wiring), *later.equal, *_averages(subject), *_seen_alike(subject)]
@@ -143,13 +146,16 @@ def _passes(subject: Subject, others: dict[str, Tensor]) -> Passed:
                 passing.go(training, [batch], passed, others=others, units=False)
             except Exception:  # noqa: BLE001 - one of the user's later batches; those before it are enough
                 break
-    if not trained <= passed.alive and training.optimizer is None:
-        with training.untouched():
-            passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
-            opened = Passed(called=passed.called)
-            passing.go(training, batches[:1], opened, others=others, units=False)
-            passed.alive |= opened.alive
     return passed
+
+
+def _open(training: Training, passed: Passed, others: dict[str, Tensor]) -> None:
+    """Draw what begins at zero, where no steps were made that open it, and look which parameters get a gradient."""
+    with training.untouched():
+        passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
+        opened = Passed(called=passed.called)
+        passing.go(training, training.first(), opened, others=others, units=False)
+        passed.alive |= opened.alive
 
 
 def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
