@@ -100,6 +100,11 @@ KINDS = {
         " what they make apart (0 where they are opposite, 0.7 where one of them does nothing, 1 where the sign is"
         " lost)",
     ),
+    "momentum_wiped": Kind(
+        "fault",
+        "a state of each parameter is the optimizer's last step itself, and the next step, without a gradient, repeats"
+        " less than 5 % of it, and not nothing: the rate multiplies the momentum in place",
+    ),
     "dampened": Kind("fault", "SGD's dampening is 1 or more: after the first step no gradient enters the momentum"),
     "maximizes": Kind(
         "fault", "the optimizer has maximize=True, and the loss is a cross-entropy or an error: steps raise it"
