@@ -57,7 +57,7 @@ def _across(edges: Tensor, owner: Tensor) -> Iterator[Finding]:
     ends = owner[edges.long()]
     share = (ends[0] != ends[1]).float().mean().item()
     graphs = int(owner[-1]) + 1
-    without = 1 - len(ends.unique()) / graphs
+    without = 1 - len(torch.unique(ends)) / graphs
     if share < ACROSS and without < 0.5:
         return
     what = (

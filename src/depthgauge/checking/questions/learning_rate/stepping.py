@@ -153,7 +153,9 @@ def _carried(probe: _Probe) -> float:
                 probe.go(probe.made_up)
             step = [each.detach() - old for each, old in zip(probe.given, before, strict=True)]
             states = [list(_states(optimizer, each)) for each in probe.given]
-            if not all(any(_is(held, moved) for held in of) for of, moved in zip(states, step, strict=True)):
+            told = [_told(moved, old) for moved, old in zip(step, before, strict=True)]
+            same = [any(_is(held, moved) for held in of) for of, moved in zip(states, step, strict=True)]
+            if not any(told) or not all(each for each, seen in zip(same, told, strict=True) if seen):
                 return math.nan
             before = [each.detach().clone() for each in probe.given]
             probe.go([torch.zeros_like(each) for each in probe.given])
@@ -168,6 +170,11 @@ def _states(optimizer: Any, parameter: Tensor) -> Iterator[Tensor]:
     for each in state.values() if isinstance(state, dict) else ():
         if isinstance(each, Tensor) and each.shape == parameter.shape and each.is_floating_point():
             yield each.detach()
+
+
+def _told(moved: Tensor, weight: Tensor) -> bool:
+    """Tell whether a weight's rounding leaves of a step what tells it from another."""
+    return float(moved.norm()) * SAME > 2 * torch.finfo(weight.dtype).eps * float(weight.norm())
 
 
 def _is(held: Tensor, moved: Tensor) -> bool:

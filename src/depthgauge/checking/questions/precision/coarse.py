@@ -74,7 +74,7 @@ def _of_index(before: Tensor, after: Tensor) -> Lost | None:
     if not before.is_floating_point() or after.is_floating_point() or after.dtype in (torch.bool, torch.uint8):
         return None
     values = before.detach().reshape(-1)
-    if values.numel() < FEWEST or not bool(values.isfinite().all()) or len(values.unique()) < FEWEST:
+    if values.numel() < FEWEST or not bool(values.isfinite().all()) or len(torch.unique(values)) < FEWEST:
         return None
     share = (values.abs() > _exact(before.dtype)).float().mean().item()
     if share < BEYOND or bool((values == values.abs().max()).all()):

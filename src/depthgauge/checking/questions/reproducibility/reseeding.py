@@ -25,11 +25,11 @@ KINDS = {
 }
 
 
-class _Draws(TorchDispatchMode):
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Count what draws from torch's generators."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,7 +48,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
             np.random.seed(seed)  # noqa: NPY002 - what a user's code may draw from
             training.value(batches[place % len(batches)])
             states.append(_states())
-    same = [name for name in states[0] if len({each[name] for each in states}) == 1]
+    same = [name for name in states[0] if len({each.get(name) for each in states}) == 1]
     if not draws.count:
         same = [name for name in same if name != "torch.manual_seed"]
     if same:
@@ -61,12 +61,13 @@ def findings(subject: Subject) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _states() -> dict[str, bytes | None]:
-    """The state of each global generator; None of one that nothing was drawn from since it was seeded."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - as above
-    assert isinstance(legacy, tuple)
-    return {
-        "torch.manual_seed": torch.get_rng_state().numpy().tobytes(),
-        **({"random.seed": repr(python).encode()} if python[1][-1] != UNUSED else {}),
-        **({"np.random.seed": repr((legacy[1].tobytes(), legacy[2:])).encode()} if legacy[2] != UNUSED else {}),
-    }
+def _states() -> dict[str, bytes]:
+    """The state of each global generator, but of one that nothing was drawn from since it was seeded."""
+    python, old = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002 - as above
+    twister: Any = old["state"]
+    found = {"torch.manual_seed": torch.get_rng_state().numpy().tobytes()}
+    if python[1][-1] != UNUSED:
+        found["random.seed"] = repr(python).encode()
+    if twister["pos"] != UNUSED:
+        found["np.random.seed"] = twister["key"].tobytes() + repr((twister["pos"], old["gauss"])).encode()
+    return found

@@ -104,15 +104,16 @@ def _equal_rows(seen: _Seen, *, drawn: bool = False) -> Tensor | None:
     """
     if seen.output is None or len(seen.output) < 2 * FEWEST:
         return None
-    rows, of, counts = seen.output.unique(dim=0, return_inverse=True, return_counts=True)
+    rows, of, counts = torch.unique(seen.output, dim=0, return_inverse=True, return_counts=True)
     place = counts.argmax()
     count, row = int(counts[place]), rows[place]
     at_end = not drawn and bool(torch.isin(row, row.new_tensor([0.0, 1.0, -1.0])).any())
     if not max(FEWEST, SHARE * len(of)) <= count < len(of) or at_end:
         return None
-    return of == place
+    same: Tensor = of == place
+    return same
 
 
 def _differ(given: list[Tensor], same: Tensor) -> bool:
     """Tell whether these examples have inputs of their own, each."""
-    return any(len(each[same].unique(dim=0)) == int(same.sum()) for each in given)
+    return any(len(torch.unique(each[same], dim=0)) == int(same.sum()) for each in given)

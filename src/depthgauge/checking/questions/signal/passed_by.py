@@ -128,8 +128,8 @@ def examine(
             break
         trial = remedies.trial(training, batches, steps, lay, name=name, says=says)
         depth = replace(depth, plain=plain, tried=(*depth.tried, trial))
-    even = depth.best is not None and depth.best.name == remedies.EVEN  # which is held to more steps, not to HELD
-    if going() and (even or (depth.held and SUSPECT < abs(passage.decades) < MODERATE)):
+    evened = depth.best is not None and depth.best.name == remedies.EVEN  # held to more steps, not to HELD
+    if going() and (evened or (depth.held and SUSPECT < abs(passage.decades) < MODERATE)):
         depth = replace(depth, longer=remedies.trial(training, batches, remedies.LONGER * steps, None))
     return depth
 
