@@ -30,7 +30,7 @@ def spelled(dtype: torch.dtype) -> str:
 
 
 def of_a_package(module: nn.Module) -> bool:
-    """Whether its class is an installed package's: what such a model leaves unused is not the user's code."""
+    """Tell whether a module's class is an installed package's: what such a model leaves out is not the user's code."""
     try:
         place = inspect.getfile(type(module))
     except (TypeError, OSError):
