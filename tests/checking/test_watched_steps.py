@@ -18,7 +18,7 @@ import depthgauge
 from depthgauge import Training
 from depthgauge.checking import observing
 from depthgauge.checking.questions import signal
-from depthgauge.checking.questions.data import called, derivatives, evaluated, joined, labels, stored, values
+from depthgauge.checking.questions.data import called, derivatives, evaluated, joined, labels, smallest, stored, values
 from depthgauge.checking.questions.data.batches import read
 from depthgauge.checking.questions.precision import coarse
 from depthgauge.checking.questions.reproducibility import reseeding
@@ -374,6 +374,17 @@ def test_a_sampler_with_a_weight_a_class_draws_the_first_examples_alone(each: bo
     subject = Subject(training, observing.look(training), Clock(1e6))
     found = {one.kind for one in values.findings(read(subject), training)}
     assert ("repeated_examples" in found) != each
+
+
+@pytest.mark.parametrize(("count", "wrong"), [(97, True), (98, False), (96, False)])
+def test_a_last_batch_of_one_has_no_standard_deviation(count: int, wrong: bool) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        x = batch[0] - batch[0].mean(0)
+        variance = x.square().sum(0) / torch.tensor(len(x) - 1)
+        return functional.cross_entropy(model(x / (variance.sqrt() + 1e-8)), batch[1])
+
+    batches = list(zip(torch.randn(count, 6).split(16), torch.randint(3, (count,)).split(16), strict=True))
+    assert set(asked(smallest, Training(linear(), batches, loss))) == ({"nonfinite_loss"} if wrong else set())
 
 
 def test_what_begins_at_zero_is_no_fault_where_there_is_no_time_for_steps() -> None:

@@ -28,6 +28,7 @@ from depthgauge.checking.questions.data import (
     passing,
     pulling,
     seeing,
+    smallest,
     stored,
     summing,
     values,
@@ -68,7 +69,7 @@ def ask(subject: Subject) -> Answer:
         *pairing.findings(subject), *belonging.findings(subject, read),
         *summing.findings(subject), *called.findings(subject), *of_outputs.findings(subject),
         *derivatives.findings(subject), *evaluated.findings(subject), *joined.findings(subject),
-        *stored.findings(subject), *addends.findings(subject), *pulling.findings(subject),
+        *stored.findings(subject), *smallest.findings(subject), *addends.findings(subject), *pulling.findings(subject),
         *fitting.findings(subject, fitted),
     ]  # fmt: skip
     less = {_ONE_FACT[each.kind] for each in found if each.kind in _ONE_FACT}
