@@ -151,10 +151,16 @@ def _passes(subject: Subject, others: dict[str, Tensor]) -> Passed:
 
 def _open(training: Training, passed: Passed, others: dict[str, Tensor]) -> None:
     """Draw what begins at zero, where no steps were made that open it, and look which parameters get a gradient."""
+    trained = {name for name, each in training.model.named_parameters() if each.requires_grad and each.numel()}
+    if trained <= passed.alive:
+        return
     with training.untouched():
         passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
         opened = Passed(called=passed.called)
-        passing.go(training, training.first(), opened, others=others, units=False)
+        try:
+            passing.go(training, training.first(), opened, others=others, units=False)
+        except Exception:  # noqa: BLE001 - the user's code, which may raise in a later call; what was seen stands
+            return
         passed.alive |= opened.alive
 
 
