@@ -156,7 +156,7 @@ def _open(training: Training, passed: Passed, others: dict[str, Tensor]) -> None
         return
     with training.untouched():
         passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
-        opened = Passed(called=passed.called)
+        opened = Passed()
         try:
             passing.go(training, training.first(), opened, others=others, units=False)
         except Exception:  # noqa: BLE001 - the user's code, which may raise in a later call; what was seen stands
