@@ -288,6 +288,11 @@ class Training:
             yield
 
     @property
+    def writes(self) -> bool:
+        """Tell whether the loss was seen to change a batch in place."""
+        return True in self._writes
+
+    @property
     def modules(self) -> list[nn.Module]:
         """The model, and the loss where it is a module."""
         return [part for part in (self.model, self.loss) if isinstance(part, nn.Module)]

@@ -20,6 +20,9 @@ from depthgauge.checking.questions.data import (
     addends,
     belonging,
     called,
+    derivatives,
+    evaluated,
+    joined,
     labels,
     of_outputs,
     order,
@@ -27,6 +30,7 @@ from depthgauge.checking.questions.data import (
     pairing,
     parts,
     pulling,
+    stored,
     values,
 )
 
@@ -166,9 +170,11 @@ def test_what_is_planted_is_found(kind: str) -> None:
 
 def test_every_kind_is_planted_or_has_its_own_test() -> None:
     apart = (of_outputs, called, addends, pulling, values, order, padding, pairing, belonging, parts)  # tested beside
+    apart += (derivatives, evaluated, joined, stored)
     elsewhere = {kind for module in apart for kind in module.KINDS}
     own = {"refused", "frozen_norm", "cannot_fit", "divided_twice"}
     own |= {"washed_out", "uneven_channels", "weights_favour_frequent", "ignored_class", "two_of_many_classes"}
+    own |= {"class_left_out"}
     assert set(PLANTED) | own | elsewhere == set(KINDS)
 
 

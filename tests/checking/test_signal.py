@@ -464,7 +464,7 @@ class _Packaged(nn.Module):
 def test_what_a_package_s_model_cuts_is_told_from_what_it_leaves_unused(
     checkpointed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(absent, "_of_a_package", lambda module: isinstance(module, _Packaged))
+    monkeypatch.setattr(absent, "of_a_package", lambda module: isinstance(module, _Packaged))
     model = _Packaged(checkpointed)
     batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(4)]
     training = Training(model, batches, None, torch.optim.SGD(model.parameters(), 0.1))

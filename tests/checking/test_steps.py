@@ -81,7 +81,32 @@ class Clamping(torch.optim.SGD):
         super().step(closure)
 
 
+class Averaging(torch.optim.Optimizer):
+    """Steps by an average of gradients times the rate; `how` it is multiplied, or what is kept instead."""
+
+    def __init__(self, parameters: Any, how: str) -> None:
+        super().__init__(parameters, {"lr": 0.01})
+        self.how = how
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # noqa: ARG002 - torch asks for it
+        for each in self.param_groups[0]["params"]:
+            state = self.state[each]
+            average = state.setdefault("average", torch.zeros_like(each))
+            if self.how == "last step":
+                average.copy_(0.01 * each.grad)
+            elif self.how == "heavy ball":
+                average.mul_(0.9).add_(each.grad, alpha=0.01)
+            else:
+                average.mul_(0.9).add_(each.grad, alpha=0.1)
+                each.sub_((average if self.how == "in place" else average.clone()).mul_(0.01))
+                continue
+            each.sub_(average)
+
+
 @pytest.mark.parametrize(("optimizer", "found"), [
+    (lambda p: Averaging(p, "in place"), {"momentum_wiped"}), (lambda p: Averaging(p, "of a copy"), set()),
+    (lambda p: Averaging(p, "heavy ball"), set()), (lambda p: Averaging(p, "last step"), set()),
     (Kept, {"endless_sum"}), (lambda p: Gathering(p, clear=False), {"endless_sum"}), (Skipping, {"never_moved"}),
     (Clamping, {"uneven_step"}), (lambda p: Gathering(p, clear=True), set()), (torch.optim.Adam, set()),
     (lambda p: torch.optim.SGD(p, 0.01, momentum=0.99, weight_decay=0.1), set()), (torch.optim.Rprop, set()),

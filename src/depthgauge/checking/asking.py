@@ -95,7 +95,7 @@ def _checked(
             subject.clock = clock.part(1)
             tell(f"{question.text} Once more, with the time that is left")
             answers[place] = _asked(question, subject)
-    return Checked(upstream.held(answers), seconds)
+    return Checked(upstream.held(upstream.once(answers)), seconds)
 
 
 @functools.cache

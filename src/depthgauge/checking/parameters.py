@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -26,3 +27,12 @@ def format_of(tensor: Tensor) -> str:
 def spelled(dtype: torch.dtype) -> str:
     """The name of a format without torch's prefix."""
     return str(dtype).removeprefix("torch.")
+
+
+def of_a_package(module: nn.Module) -> bool:
+    """Tell whether a module's class is an installed package's: what such a model leaves out is not the user's code."""
+    try:
+        place = inspect.getfile(type(module))
+    except (TypeError, OSError):
+        return False
+    return ("site-packages" in place or "dist-packages" in place) and not type(module).__module__.startswith("torch.")

@@ -12,10 +12,26 @@ CAUSES = ("signal", "data")  # whose faults change what rates, batches and forma
 _HELD = {"diverges", "rate_too_large", "rate_too_small", "rate_low", "warm_up", "large_batch"}
 _WISHES = {"initialization", "way_around"}  # which a fault of the loss may be the reason of
 _OF_RATES = {"nonfinite", "dead_units", "saturated_units"}  # what steps at too large a rate may bring about
+_OF_BATCHES = {"same_batch", "sorted"}  # which both questions look for
 _FAR = {"diverges", "rate_too_large"}
 _KINDS: dict[str, Kind] = {
     kind: told for question in QUESTIONS if question.id in CAUSES for kind, told in question.all_kinds.items()
 }
+
+
+def once(answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """Return the answers with what `batch` and `data` both found told by `data` alone."""
+    told = {each.kind for answer in answers if answer.id == "data" for each in answer.findings} & _OF_BATCHES
+    return tuple(_less(answer, told) if answer.id == "batch" else answer for answer in answers)
+
+
+def _less(answer: Answer, told: set[str]) -> Answer:
+    double = [each for each in answer.findings if each.kind in told]
+    if not double:
+        return answer
+    rest = tuple(each for each in answer.findings if each not in double)
+    says = "the batches themselves are at fault: see data" if answer.says == double[0].text else answer.says
+    return dataclasses.replace(answer, findings=rest, says=says)
 
 
 def causes(answers: Sequence[Answer]) -> list[str]:

@@ -12,8 +12,11 @@ from depthgauge.checking.questions.data import (
     batches,
     belonging,
     called,
+    derivatives,
+    evaluated,
     fitting,
     inputs,
+    joined,
     labels,
     losses,
     modes,
@@ -25,6 +28,8 @@ from depthgauge.checking.questions.data import (
     passing,
     pulling,
     seeing,
+    smallest,
+    stored,
     summing,
     values,
 )
@@ -40,7 +45,12 @@ KINDS = {
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
     **summing.KINDS, **parts.KINDS, **called.KINDS, **of_outputs.KINDS, **addends.KINDS, **pulling.KINDS,
     **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
+    **derivatives.KINDS, **evaluated.KINDS, **joined.KINDS, **stored.KINDS,
 }  # fmt: skip
+
+
+_ONE_FACT = {"negated_loss": "pushed_away", "padding_scored": "padding_counts", "only_padding_scored": "padding_counts"}
+"""Kinds that say more of a fact than those behind them, which are left out beside them."""
 
 
 def ask(subject: Subject) -> Answer:
@@ -58,8 +68,12 @@ def ask(subject: Subject) -> Answer:
         *values.findings(read, subject.training), *order.findings(subject, read), *padding.findings(subject),
         *pairing.findings(subject), *belonging.findings(subject, read),
         *summing.findings(subject), *called.findings(subject), *of_outputs.findings(subject),
-        *addends.findings(subject), *pulling.findings(subject), *fitting.findings(subject, fitted),
+        *derivatives.findings(subject), *evaluated.findings(subject), *joined.findings(subject),
+        *stored.findings(subject), *smallest.findings(subject), *addends.findings(subject), *pulling.findings(subject),
+        *fitting.findings(subject, fitted),
     ]  # fmt: skip
+    less = {_ONE_FACT[each.kind] for each in found if each.kind in _ONE_FACT}
+    found = [each for each in found if each.kind not in less]
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
 

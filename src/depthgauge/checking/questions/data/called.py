@@ -24,9 +24,10 @@ from depthgauge.restoring import random_states_kept
 SMOOTH = 0.8  # of a label's weight, that goes to all classes: beyond, the label is a fifth of what is learnt
 SUM = 0.05  # |ln of the sum of probabilities|, as of nll_loss
 SEVERAL = 0.1  # of the rows with several labels, from which on rows are not class probabilities
+TOO_SHORT = 0.1  # of the sequences: so many that cannot be aligned are no chance
 _OF_PAIRS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _STEPS = frozenset({"Round", "Floor", "Ceil", "Trunc", "Sign"})
-_NAMES = frozenset({"kl_div", "cross_entropy", "binary_cross_entropy_with_logits", "nll_loss", *_OF_PAIRS})
+_NAMES = frozenset({"kl_div", "cross_entropy", "binary_cross_entropy_with_logits", "nll_loss", "ctc_loss", *_OF_PAIRS})
 
 KINDS = {
     "divergence_of_others": Kind(
@@ -38,6 +39,11 @@ KINDS = {
     ),
     "numbers_for_classes": Kind(
         "fault", "a square error holds the scores of all classes against one class number, repeated"
+    ),
+    "too_few_frames": Kind(
+        "fault",
+        f"ctc_loss gets {TOO_SHORT:.0%} or more of its sequences with fewer frames than their symbols take (one each,"
+        " and one between two equal ones): their loss is infinite, and 0 with zero_infinity",
     ),
     "cut_off_term": Kind(
         "fault", "a loss function's value is part of the loss and has no gradient: its input is detached, or rounded"
@@ -105,6 +111,9 @@ def findings(subject: Subject) -> Iterator[Finding]:
 
 
 def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
+    if call.name == "ctc_loss":
+        yield from _unaligned(call)
+        return
     scores, targets = call.given["input"].detach(), call.given["target"].detach()
     if not call.value.requires_grad:
         return
@@ -184,6 +193,27 @@ def _is_given(subject: Subject, targets: Tensor) -> bool:
         each.numel() == targets.numel() and bool((each.reshape(-1) == targets.reshape(-1)).all())
         for _, each in nested.tensors(subject.seen.batch)
     )
+
+
+def _unaligned(call: Called) -> Iterator[Finding]:
+    """Sequences that are shorter than what is to be aligned with them."""
+    targets = call.given["targets"].detach()
+    frames, symbols = (
+        torch.as_tensor(call.given[name]).reshape(-1).cpu() for name in ("input_lengths", "target_lengths")
+    )
+    rows = targets if targets.dim() == 2 else targets.split(symbols.tolist())
+    pairs = zip(rows, symbols.tolist(), strict=True)
+    needed = torch.tensor([count + int((row[:count].diff() == 0).sum()) for row, count in pairs])
+    share = (frames < needed).float().mean().item()
+    if share >= TOO_SHORT:
+        yield Finding(
+            "too_few_frames", Status.BROKEN if share > 0.5 else Status.LOOK,
+            f"{share:.0%} of the sequences have fewer frames than ctc_loss needs to align their symbols (up to"
+            f" {int(frames.max())} frames, {int(needed.max())} needed): nothing is learnt from them",
+            "let the model keep more frames (smaller strides, less pooling), or leave out sequences that are too short",
+            "every sequence has a finite loss", ("loss", "model", "batches"),
+            Measure("share of sequences that cannot be aligned", share),
+        )  # fmt: skip
 
 
 def _numbers(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Finding]:

@@ -43,6 +43,11 @@ KINDS = {
         "the class that does not count is one of the model's, of one label an example, as frequent as half of the"
         " others' mean, and its inputs are others than theirs",
     ),
+    "class_left_out": Kind(
+        "fault",
+        "labels that do not count are half as frequent as those of a class, or more, the model has one class more than"
+        " labels name, and the inputs of what does not count are others than theirs: labels were moved down by one",
+    ),
     "first_class_missing": Kind(
         "fault",
         f"no label is 0, and every other class has {EACH} labels or more: classes are counted from 1",
@@ -95,6 +100,8 @@ def findings(batches: Batches, terms: tuple[Term, ...]) -> Iterator[Finding]:
         )  # of two it is not known whose these are
         if column.sure and term is not None and term.ignored < 0:  # a class that does not count is not missed
             yield from _unseen(labels[labels != term.ignored], term.classes)
+        if column.sure and term is not None:
+            yield from _moved_down(labels, term, batches, column)
         if column.sure and term is not None and len(labels) == len(column.numbers):
             yield from _ignored(labels, term, batches)
         if len(labels) == len(column.numbers):
@@ -263,6 +270,44 @@ def _ignored(labels: Tensor, term: Term, batches: Batches) -> Iterator[Finding]:
             "set ignore_index to a number that is no class, such as -100", "all classes are learnt",
             ("loss", "batches"), Measure("share of ignored labels", int(counts[term.ignored]) / len(labels)),
         )  # fmt: skip
+
+
+def _moved_down(labels: Tensor, term: Term, batches: Batches, column: Column) -> Iterator[Finding]:
+    """A class that became the number that does not count, as where 1 is subtracted from all labels."""
+    counted = labels[labels != term.ignored]
+    if 0 <= term.ignored < term.classes or not 2 < term.classes <= CLASSES or not len(counted):
+        return
+    if counted.min() < 0 or int(counted.max()) != term.classes - 2:
+        return
+    counts = torch.bincount(counted, minlength=term.classes - 1)
+    left_out = labels == term.ignored
+    if counts.min() < EACH or left_out.sum() < 0.5 * counts.double().mean():
+        return
+    rows = [found for each in batches.inputs if (found := _by_label(each, column)) is not None]
+    few = torch.linspace(0, len(labels) - 1, min(len(labels), dependence.EXAMPLES)).long()
+    if not rows or not all(bool((each[left_out] != each[left_out][:1]).any()) for each in rows):
+        return
+    if dependence.chance([each[few] for each in rows], left_out[few].float()) == 0:
+        yield Finding(
+            "class_left_out", Status.LOOK,
+            f"{percent(left_out.double().mean().item())} of the labels are {term.ignored}, which does not count, and"
+            f" the model has {term.classes} classes, of which the last has no label: a class was made one that does"
+            " not count",
+            "leave labels as they are where 0 is a class (no reduce_zero_label)", "all classes are learnt",
+            ("loss", "batches"), Measure("share of ignored labels", left_out.double().mean().item()),
+        )  # fmt: skip
+
+
+def _by_label(inputs: Column, targets: Column) -> Tensor | None:
+    """(labels, numbers): the measured inputs at each label's place; None where there are none."""
+    numbers, shape = inputs.numbers, tuple(targets.numbers.shape)
+    if not inputs.continuous or len(numbers) != shape[0]:
+        return None
+    if len(shape) == 1:
+        return numbers.reshape(len(numbers), -1).float()
+    if tuple(numbers.shape[:1] + numbers.shape[2:]) == shape:
+        return numbers.movedim(1, -1).reshape(-1, numbers.shape[1]).float()
+    return numbers.reshape(-1, numbers.shape[-1]).float() if tuple(numbers.shape[:-1]) == shape else None
 
 
 def _belonging(labels: Tensor, batches: Batches) -> Iterator[Finding]:

@@ -20,7 +20,9 @@ _ROWS = 4096  # rows whose loss gives the interval
 _SQUASHING = {"Sigmoid": "a sigmoid", "Tanh": "a tanh", "Relu": "a ReLU", "Softmax": "a softmax"}
 
 KINDS = {
-    "nonfinite_loss": Kind("fault", "the loss of one of the first batches is NaN or infinite"),
+    "nonfinite_loss": Kind(
+        "fault", "the loss of one of the first batches, or of a smaller one after them, is NaN or infinite"
+    ),
     "double_softmax": Kind(
         "fault",
         "cross-entropy takes scores and gets probabilities: softmax is applied twice, and the loss stays above"

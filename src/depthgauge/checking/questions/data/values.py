@@ -112,7 +112,8 @@ def _repeated(batches: Batches, loader: object) -> Iterator[Finding]:
     enough = sum(math.prod(each.numbers.shape[1:]) for each in measured) >= NUMBERS
     if not enough or batches.count < 3 or not ENOUGH <= count <= length:
         return
-    if getattr(getattr(loader, "sampler", None), "weights", None) is not None:
+    weights = getattr(getattr(loader, "sampler", None), "weights", None)
+    if weights is not None and len(weights) >= length:  # of fewer, such as one a class, the rest is never drawn
         return
     bits = [each.numbers.reshape(count, -1).double().numpy() for each in columns]
     different = len({b"".join(part[row].tobytes() for part in bits) for row in range(count)})

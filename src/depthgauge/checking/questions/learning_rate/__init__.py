@@ -58,6 +58,7 @@ SHARES = {
 SWEEPS = 5  # of a range test: the fewest that have an interval
 SWEEP_BATCHES = 24  # whose losses a range test is held against
 NEW_STEPS = kinds.LONGER * ladder.STEPS + 3 * branches.BATCHES  # at a rate that seems too small, and on new batches
+LATE_STEPS = kinds.LONGER * ladder.STEPS + 3 * kinds.MANY_STEPS  # the same with more on new batches
 BELOW, ABOVE = 0.1, 30.0  # times the ladder's best rate: range of the range test
 SWEEP_STEPS = 26  # steps of a sweep, as a rule: it ends where the loss has doubled
 
@@ -142,9 +143,11 @@ def _climbed(
     stable = stability(training, rates, batches, subject.clock.count(A_PRODUCT * second, 30, SHARES["sharpness"]))
     already = learnt(training, batches, rungs.before)
     more = None
-    if tiny(rungs) and not already:
-        fits = subject.clock.count(second, NEW_STEPS, SHARES["branches"]) == NEW_STEPS
-        more = lengthened(training, rates, _many(subject) if fits else batches, rungs)
+    if low(rungs) and rungs.steps >= ladder.STEPS and not already:
+        many = subject.clock.count(second, LATE_STEPS, SHARES["branches"])
+        if tiny(rungs) or many == LATE_STEPS:
+            new = _many(subject) if many >= NEW_STEPS else batches
+            more = lengthened(training, rates, new, rungs, kinds.MANY_STEPS if many == LATE_STEPS else 0)
     grown = _grown(subject, rates, rungs, second)
     suggested = _suggested(subject, rates, rungs, second)
     seen = Evidence(rates, rungs, begun, already, suggested, more, _game(subject), grown)

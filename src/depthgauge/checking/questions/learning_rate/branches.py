@@ -45,6 +45,10 @@ class Branches:
         whole = len(made) == self.steps and math.isfinite(made[-1])
         return float(np.mean(made[self.steps // 2 :])) if whole else math.inf
 
+    def cut(self, steps: int) -> Branches:
+        """The first so many steps alone."""
+        return Branches({factor: made[:steps] for factor, made in self.losses.items()}, steps, self.start)
+
     @property
     def best(self) -> float:
         """The factor other than 1 whose loss is lowest."""

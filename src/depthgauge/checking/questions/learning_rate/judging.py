@@ -253,19 +253,26 @@ def _late(seen: Evidence, grown: Branches) -> Finding:
 
 def _open(seen: Evidence) -> bool:
     """Tell whether the fall of 24 steps says little: it has no floor, as a policy's, or steps still grow."""
-    ladder = seen.ladder
-    floorless = ladder.best.fall > kinds.NO_FLOOR * abs(ladder.start) and ladder.best.fall > ladder.start
-    return floorless or _moves(seen)
+    return _floorless(seen.ladder) or _moves(seen)
+
+
+def _floorless(ladder: Ladder) -> bool:
+    """Tell whether the loss falls far below 0, as a policy's."""
+    return ladder.best.fall > kinds.NO_FLOOR * abs(ladder.start) and ladder.best.fall > ladder.start
 
 
 def _moves(seen: Evidence) -> bool:
     """Tell whether more steps at the present rate do something, or larger ones gain nothing on new batches."""
-    longer, here = seen.longer, max(seen.ladder.here.fall, 0.0)
+    longer = seen.longer
     if longer is None:
         return False
-    grows = longer.fall > kinds.GROWING * kinds.LONGER * here > 0
     falls = longer.fall >= kinds.LOW_SHARE * seen.ladder.best.fall
-    return grows or falls or longer.moved >= kinds.MOVED or not longer.gains
+    return _grows(longer, seen.ladder) or falls or longer.moved >= kinds.MOVED or not longer.gains
+
+
+def _grows(longer: Longer, ladder: Ladder) -> bool:
+    """Tell whether steps still grow, as of an optimizer that warms up by itself."""
+    return longer.fall > kinds.GROWING * kinds.LONGER * max(ladder.here.fall, 0.0) > 0
 
 
 def _small(seen: Evidence) -> Finding:
@@ -275,7 +282,8 @@ def _small(seen: Evidence) -> Finding:
         f"in {ladder.steps} steps it takes the loss from {_start(ladder)} to {ladder.after(ladder.here)}, where"
         f" {ladder.best.factor * seen.rates.largest:.2g} takes it to {ladder.after(ladder.best)}"
     )
-    if not tiny(ladder) or seen.game or _open(seen):
+    slow = seen.longer is not None and seen.longer.slow and not (_floorless(ladder) or _grows(seen.longer, ladder))
+    if seen.game or not (slow or (tiny(ladder) and not _open(seen))):
         text = f"the learning rate {seen.rates} is low: {did}"
         return Finding("rate_low", Status.LOOK, text, _to(seen), _expected(seen), WHERE, measure, tried)
     still = ladder.here.fall < least(ladder.before)

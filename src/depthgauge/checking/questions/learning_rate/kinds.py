@@ -16,6 +16,8 @@ MOVED = (
     0.1  # of their norm, by which LONGER times as many steps move weight matrices at most where a rate is too small:
 )
 # a thirtieth of a sound rate 0.00x to 0.08 where the loss stays, a third of one 0.11 and more
+SLOW_SHARE = 0.25  # of a larger rate's fall, late in MANY_STEPS. A thirtieth of a sound rate 0.05 to 0.07 where it
+# still learns; sound ones, with a low share of 24 steps' fall, 0.93 and more
 CLEAR = 4.0  # standard errors, by which two branches differ where a difference is one
 FEWEST_STEPS = 96  # of a branch, that acquit a rate
 FEW_STEPS = 192  # of a branch, that condemn one
@@ -64,7 +66,9 @@ KINDS = {
         f"from the same weights, {SMALL_FACTOR:.0f} times the rate or more lets the loss fall more than"
         f" {1 / SMALL_SHARE:.0f} times as far in 24 steps, on batches that it has not seen, too; and in {LONGER} times"
         f" as many the present rate does not make {percent(LOW_SHARE)} of that fall, and moves weight matrices by less"
-        f" than {percent(MOVED)}. Not asked of a model that has learnt already, of a"
+        f" than {percent(MOVED)}; or it makes less than {percent(LOW_SHARE)} of a far larger rate's fall in 24 steps,"
+        f" and less than {percent(SLOW_SHARE)} over {MANY_STEPS} on batches as they come. Not asked of a model that has"
+        " learnt already, of a"
         " loss that passes through weights of another optimizer (a generator's) or has no floor (a policy's), nor while"
         " steps still grow (an optimizer that warms up by itself)",
     ),
@@ -95,6 +99,11 @@ KINDS = {
         "a step with a made-up gradient and one with its opposite do not cancel: together they make half or more of"
         " what they make apart (0 where they are opposite, 0.7 where one of them does nothing, 1 where the sign is"
         " lost)",
+    ),
+    "momentum_wiped": Kind(
+        "fault",
+        "a state of each parameter is the optimizer's last step itself, and the next step, without a gradient, repeats"
+        " less than 5 % of it, and not nothing: the rate multiplies the momentum in place",
     ),
     "dampened": Kind("fault", "SGD's dampening is 1 or more: after the first step no gradient enters the momentum"),
     "maximizes": Kind(

@@ -29,14 +29,21 @@ class Longer:
         fall: of the ladder's batches.
         moved: by how much of their norm matrices have moved, over the numbers that have; NaN where there are none.
         gains: whether the loss of new batches falls further, too, at the ladder's best rate or at one below it.
+        late: hundreds of steps at these rates; None where there was no time for so many.
     """
 
     fall: float = math.nan
     moved: float = math.nan
     gains: bool = True
+    late: branches.Branches | None = None
+
+    @property
+    def slow(self) -> bool:
+        """Tell whether the present rate is far behind a larger one still after hundreds of steps."""
+        return self.late is not None and self.late.clear and self.late.share < kinds.SLOW_SHARE
 
 
-def lengthened(training: Training, rates: Rates, batches: Sequence[Any], ladder: Ladder) -> Longer:
+def lengthened(training: Training, rates: Rates, batches: Sequence[Any], ladder: Ladder, more: int = 0) -> Longer:
     """Make the steps; the training is left as it was.
 
     Args:
@@ -44,6 +51,7 @@ def lengthened(training: Training, rates: Rates, batches: Sequence[Any], ladder:
         rates: its rates.
         batches: the first ones, of which the ladder's are the first.
         ladder: whose best rate is above the present one.
+        more: steps on new batches, where they are more than these.
     """
     own = batches[: len(ladder.before)]
     steps = kinds.LONGER * ladder.steps
@@ -53,14 +61,15 @@ def lengthened(training: Training, rates: Rates, batches: Sequence[Any], ladder:
         made = walked(training, rates.peak, own, steps)
         after = float(np.mean(losses(training, own))) if math.isfinite(made[-1]) else math.inf
         moved = _moved(before, held)
-    gains = True
+    gains, late = True, None
     if len(batches) >= NEW * len(own):
         far = ladder.best.factor
-        grown = branches.grow(
-            training, rates, batches, (1.0, math.sqrt(10 * far), far), steps=len(batches), start=ladder.start
-        )
-        gains = grown.clear and grown.late(grown.best) < grown.late(1.0)
-    return Longer(ladder.start - after, moved, gains)
+        many = max(more, len(batches))
+        grown = branches.grow(training, rates, batches, (1.0, math.sqrt(10 * far), far), steps=many, start=ladder.start)
+        late = grown if many >= kinds.MANY_STEPS else None
+        first = grown.cut(len(batches))
+        gains = first.clear and first.late(first.best) < first.late(1.0)
+    return Longer(ladder.start - after, moved, gains, late)
 
 
 def _matrix(held: Tensor) -> bool:

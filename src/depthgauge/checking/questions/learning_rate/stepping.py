@@ -31,6 +31,9 @@ MOST, FEWEST = 48, 24  # steps one way, and as many back
 EARLY = 2  # steps before the end of the way back: a momentum of 0.99 turns after 32 of 48, of 0.999 after 47
 UNEVEN = 0.5  # of what two opposite steps do together over what they do apart: 0 where they are opposite, 0.7 where one
 # of them does nothing, 1 where both do the same
+WARM = 3  # steps, after which a state is held against the last step
+SAME = 0.01  # of a step, by which a state that is that step itself differs: float32's rounding of the weights
+FORGOTTEN = 0.05  # of the last step, below which the next one, without a gradient, goes on as of no momentum
 WEAK = 1e-3  # of the largest gradient, below which a made-up one is not: a gradient may have vanished
 STRONG = 1e3  # times the largest one, for what has not moved yet
 WIDE = (torch.float32, torch.float64)
@@ -47,6 +50,8 @@ class Walked:
         endless: whether all gradients that ever came are added up.
         left: whether `zero_grad` leaves gradients as they are.
         uneven: see `UNEVEN`; NaN where nothing moves.
+        carried: of a state that is the last step itself, how much of that step the next one repeats without a gradient;
+            NaN where there is no such state.
         rates: after the steps.
     """
 
@@ -57,6 +62,7 @@ class Walked:
     left: bool = False
     uneven: float = math.nan
     rates: tuple[float, ...] = ()
+    carried: float = math.nan
 
 
 @dataclass(eq=False)
@@ -124,6 +130,7 @@ def walk(training: Training, rates: Rates, batches: Sequence[Any], left: Callabl
     up, down = (probe.apart(sign) for sign in (1.0, -1.0))
     second = (time.perf_counter() - began) / 2
     uneven = min(_unevenness(up, down, idle) for idle in (probe.idle(), [torch.zeros_like(each) for each in up]))
+    carried = _carried(probe)
     count = min(MOST, int(left() / max(second, 1e-9)) // 2)
     if count < FEWEST:
         return Walked()
@@ -132,7 +139,52 @@ def walk(training: Training, rates: Rates, batches: Sequence[Any], left: Callabl
         still = [each for each in still if _stays(probe, each, count)]
     names = names_of(training.model)
     unmoved = tuple(names[id(each)] for each in still if id(each) in names)
-    return Walked(probe.steps, unmoved, len(given), endless, kept, uneven, after)
+    return Walked(probe.steps, unmoved, len(given), endless, kept, uneven, after, carried)
+
+
+def _carried(probe: _Probe) -> float:
+    """How much of a step the next one repeats without a gradient, where a state of each parameter is that step."""
+    optimizer = probe.training.optimizer
+    assert optimizer is not None
+    with attributes_kept(probe.training), probe.training.untouched():
+        try:
+            for _ in range(WARM):
+                before = [each.detach().clone() for each in probe.given]
+                probe.go(probe.made_up)
+            step = [each.detach() - old for each, old in zip(probe.given, before, strict=True)]
+            states = [list(_states(optimizer, each)) for each in probe.given]
+            told = [_told(moved, old) for moved, old in zip(step, before, strict=True)]
+            same = [any(_is(held, moved) for held in of) for of, moved in zip(states, step, strict=True)]
+            if not any(told) or not all(each for each, seen in zip(same, told, strict=True) if seen):
+                return math.nan
+            before = [each.detach().clone() for each in probe.given]
+            probe.go([torch.zeros_like(each) for each in probe.given])
+        except Exception:  # noqa: BLE001 - the user's code, which no training hands such a gradient
+            return math.nan
+        again = [each.detach() - old for each, old in zip(probe.given, before, strict=True)]
+        return _size(again) / _size(step)
+
+
+def _states(optimizer: Any, parameter: Tensor) -> Iterator[Tensor]:
+    state = optimizer.state.get(parameter, {})
+    for each in state.values() if isinstance(state, dict) else ():
+        if isinstance(each, Tensor) and each.shape == parameter.shape and each.is_floating_point():
+            yield each.detach()
+
+
+def _told(moved: Tensor, weight: Tensor) -> bool:
+    """Tell whether a weight's rounding leaves of a step what tells it from another."""
+    return float(moved.norm()) * SAME > 2 * torch.finfo(weight.dtype).eps * float(weight.norm())
+
+
+def _is(held: Tensor, moved: Tensor) -> bool:
+    """Tell whether a state is a step, or its opposite."""
+    size = float(moved.norm())
+    return size > 0 and min(float((held - moved).norm()), float((held + moved).norm())) < SAME * size
+
+
+def _size(parts: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(each.double().square().sum()) for each in parts))
 
 
 def _own(training: Training, rates: Rates, batches: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -230,6 +282,15 @@ def findings(walked: Walked) -> Iterator[Finding]:
             "clear the gradients in zero_grad(), or the sums after each step that uses them",
             "steps follow the present gradient", ("optimizer",),
             Measure("steps that a gradient is remembered", math.inf, unit="steps", method="steps on made-up gradients"),
+        )  # fmt: skip
+    if 0 < walked.carried < FORGOTTEN:  # 0 is a last step that is kept for other ends
+        yield Finding(
+            "momentum_wiped", Status.BROKEN,
+            f"the optimizer's momentum is its last step itself, and of that the next step repeats"
+            f" {percent(walked.carried)}: what the rate multiplies in place is the momentum, not a copy",
+            "multiply a copy of the momentum by the rate (update = exp_avg * lr), or pass the rate as alpha",
+            "steps average the last gradients", ("optimizer",),
+            Measure("share of a step that goes on without a gradient", walked.carried),
         )  # fmt: skip
     if walked.uneven >= UNEVEN:
         yield Finding(

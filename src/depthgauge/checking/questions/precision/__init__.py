@@ -25,6 +25,12 @@ KINDS = {
         "a number that guards a division, root or logarithm is 0 in the format it is added in (float16: at most 2^-25);"
         " Adam's epsilon, where float16 also loses the second moments",
     ),
+    "coarse_numbers": Kind(
+        "fault",
+        "numbers beyond a format's whole ones (2^24 in float32) are taken for indices; or in rows of rising numbers, of"
+        " 8 or more, a quarter of the neighbours or more are equal in a format and not before it, or are equal while"
+        " others are a single step of the format apart",
+    ),
     "lost_updates": Kind(
         "fault",
         "a step leaves half or more of the 16-bit weights that have a gradient as they were, and the loss falls less"

@@ -13,7 +13,7 @@ import torch
 
 from depthgauge import precision, stats
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried, most_severe
-from depthgauge.checking.questions.precision import numbers, passes, ranges, scaling, speed, updates
+from depthgauge.checking.questions.precision import coarse, numbers, passes, ranges, scaling, speed, updates
 from depthgauge.checking.questions.precision.operators import watched
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
@@ -84,6 +84,7 @@ def ask(subject: Subject) -> Answer:
     with passes.quiet(), passes.eager():
         asked.attempt("operators", WATCHING, lambda: _operators(asked))
         asked.attempt("ranges", 2, lambda: _ranges(asked))
+        asked.attempt("numbers of the data", 1, lambda: asked.findings.extend(coarse.findings(subject)))
         _numbers(asked)
         if subject.training.optimizer is not None:
             asked.attempt("the optimizer's step", 2, lambda: _step(asked))

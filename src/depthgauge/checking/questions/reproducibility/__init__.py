@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from depthgauge.checking.answers import Answer, Finding, Measure, Status
 from depthgauge.checking.attributes import takes_on
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.reproducibility import accumulating, future, handing, mixing, repeating, saying
+from depthgauge.checking.questions.reproducibility import (
+    accumulating,
+    future,
+    handing,
+    mixing,
+    repeating,
+    reseeding,
+    saying,
+)
 from depthgauge.checking.questions.reproducibility.figure import draw
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
@@ -58,7 +66,8 @@ def ask(subject: Subject) -> Answer:
     """Run the first steps twice, replace an example and a token, and cut the batch."""
     asked = _Asked(subject)
     parts: dict[str, Callable[[_Asked], None]] = {
-        "two equal runs": _repeated, "examples of one batch": _mixed, "parts of a batch": _accumulated
+        "two equal runs": _repeated, "seeds in a step": _reseeded, "examples of one batch": _mixed,
+        "parts of a batch": _accumulated
     }  # fmt: skip
     for name, part in parts.items():
         try:
@@ -102,6 +111,14 @@ def _repeated(asked: _Asked) -> None:
         saying.repeated(found),
         f"equal runs of {count} have the same bits in all {found.tensors} tensors",
     )
+
+
+def _reseeded(asked: _Asked) -> None:
+    """Generators that a step sets to one state."""
+    if asked.fits(2 * len(reseeding.SEEDS)):
+        for each in reseeding.findings(asked.subject):
+            asked.findings.append(each)
+            asked.said.append(each.text)
 
 
 def _mixed(asked: _Asked) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.reproducibility import reseeding
 from depthgauge.checking.questions.reproducibility.accumulating import Accumulated
 from depthgauge.checking.questions.reproducibility.future import Future
 from depthgauge.checking.questions.reproducibility.mixing import Mixed
@@ -14,6 +15,7 @@ from depthgauge.checking.words import percent
 _HALF = "more than half the digits of the number format (the square root of its spacing at 1; 0.03 % in float32)"
 
 KINDS = {
+    **reseeding.KINDS,
     "unseeded": Kind("fault", f"two runs from the same state and seeds differ by {_HALF}"),
     "order_of_sums": Kind("property", "two runs from the same state and seeds differ, by no more than rounding"),
     "mixes_examples": Kind(

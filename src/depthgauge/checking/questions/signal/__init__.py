@@ -16,10 +16,13 @@ from depthgauge.checking.beginning import quietly
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.signal import (
     absent,
+    alike,
     averages,
+    copies,
     equal,
     frozen,
     holding,
+    own_backward,
     passed_by,
     passing,
     remedies,
@@ -39,6 +42,7 @@ from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import listed
 from depthgauge.foreign import contained, describe_error
 from depthgauge.seeding import Purpose
+from depthgauge.workload import Training
 
 BATCHES = 4  # that every pass looks at
 MORE = 24  # batches, at most, in which a parameter without gradient is looked for
@@ -77,9 +81,11 @@ def ask(subject: Subject) -> Answer:
 def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     now = _passes(subject, others)
     later = _later(subject, others)
+    if later.passed is None:
+        _open(subject.training, now, others)
     wiring = Wiring(subject.training, now, later.passed, others, subject.seen.batch)
     found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
-    found += [*frozen.findings(wiring), *later.equal, *_averages(subject)]
+    found += [*frozen.findings(wiring), *later.equal, *_averages(subject), *_seen_alike(subject)]
     watched, turned = _watched(subject, others)
     found += [*turned, *(telling.findings(subject.training.model, watched, later.watched) if watched else ())]
     found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)
@@ -110,6 +116,18 @@ def _averages(subject: Subject) -> list[Finding]:
         return []
 
 
+def _seen_alike(subject: Subject) -> list[Finding]:
+    """Methods that autograd never calls, towers that are copies, and examples of which nothing is seen."""
+    found: list[Finding] = []
+    for part in (own_backward, copies, alike):
+        try:
+            with contained():
+                found += part.findings(subject)
+        except Exception:  # noqa: BLE001, S112 - hooks in a user's module may meet anything; the other findings stand
+            continue
+    return found
+
+
 # -- passes ------------------------------------------------------------------------------------------------------------
 
 
@@ -128,13 +146,22 @@ def _passes(subject: Subject, others: dict[str, Tensor]) -> Passed:
                 passing.go(training, [batch], passed, others=others, units=False)
             except Exception:  # noqa: BLE001 - one of the user's later batches; those before it are enough
                 break
-    if not trained <= passed.alive and training.optimizer is None:
-        with training.untouched():
-            passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
-            opened = Passed(called=passed.called)
-            passing.go(training, batches[:1], opened, others=others, units=False)
-            passed.alive |= opened.alive
     return passed
+
+
+def _open(training: Training, passed: Passed, others: dict[str, Tensor]) -> None:
+    """Draw what begins at zero, where no steps were made that open it, and look which parameters get a gradient."""
+    trained = {name for name, each in training.model.named_parameters() if each.requires_grad and each.numel()}
+    if trained <= passed.alive:
+        return
+    with training.untouched():
+        passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
+        opened = Passed()
+        try:
+            passing.go(training, training.first(), opened, others=others, units=False)
+        except Exception:  # noqa: BLE001 - the user's code, which may raise in a later call; what was seen stands
+            return
+        passed.alive |= opened.alive
 
 
 def _later(subject: Subject, others: dict[str, Tensor]) -> Later:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from depthgauge.checking.answers import Finding, Measure, Status
+from depthgauge.checking.parameters import of_a_package
 from depthgauge.checking.questions.signal.passing import Passed
 from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part
 from depthgauge.checking.steps import losses
@@ -44,7 +43,7 @@ def _cut_off(wiring: Wiring, parts: _Parts) -> tuple[_Parts, _Parts]:
     modules = dict(wiring.training.model.named_modules())
     ran = [
         part in modules
-        and not _of_a_package(modules.get(part.rpartition(".")[0], wiring.training.model))
+        and not of_a_package(modules.get(part.rpartition(".")[0], wiring.training.model))
         and any(map(wiring.passed.called.get, (part, *(name.rpartition(".")[0] for name in names))))
         for part, names in parts
     ]
@@ -104,8 +103,8 @@ def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
         advice = f"make the layer without it (bias=False), or add `{part}`"
         return Finding("unused_bias", Status.LOOK, text, advice, where=(part,), measure=measure)
     verb = "gets" if size == 1 or part not in modules else "get"
-    moves = _of_a_package(holder) and _moves_the_loss(wiring, names)
-    if _of_a_package(holder) and not moves:
+    moves = of_a_package(holder) and _moves_the_loss(wiring, names)
+    if of_a_package(holder) and not moves:
         text = f"{what} {verb} no gradient: this loss does not use what {type(holder).__name__} has there"
         advice = f"set requires_grad_(False) on `{part}`, or leave it out of the optimizer"
         return Finding("unused_by_package", Status.LOOK, text, advice, where=(part,), measure=measure)
@@ -201,12 +200,3 @@ def _some_are_used(wiring: Wiring, part: str) -> bool:
         return False
     counts = set(_alike(wiring, part))
     return "expert" in part.lower() or bool(counts - {0, wiring.passed.batches})
-
-
-def _of_a_package(module: nn.Module) -> bool:
-    """Whether its class is an installed package's: what such a model leaves unused is not the user's code."""
-    try:
-        place = inspect.getfile(type(module))
-    except (TypeError, OSError):
-        return False
-    return ("site-packages" in place or "dist-packages" in place) and not type(module).__module__.startswith("torch.")

@@ -37,6 +37,16 @@ KINDS = {
         "fault",
         "an embedding and an output layer begin with the same bits in two tensors: they part with the first step",
     ),
+    "copied_towers": Kind(
+        "fault",
+        "two modules begin with the same new weights in two sets of tensors, both train, and each gets a tensor of the "
+        "batch of the same shape, with other numbers: a copy where one module was to be used twice",
+    ),
+    "examples_alike": Kind(
+        "fault",
+        "a quarter of the examples or more, and not all, have bit for bit the same output, the same ones with other "
+        "weights, although their inputs all differ",
+    ),
     "equal_units": Kind(
         "fault",
         "all units of a layer have equal weights, and still have after steps: they stay one unit; or two layers begin "
@@ -97,6 +107,11 @@ KINDS = {
         "fault",
         "columns of categories look up the same rows of an embedding that has rows for each, or its first quarter or "
         "more is never looked up and all the rest is: an offset is missing, or too many",
+    ),
+    "unused_backward": Kind(
+        "fault",
+        "a module of the user's own, without weights, defines a method backward, and its forward hands on what it gets "
+        "or cuts its gradient off: autograd calls the backward of a torch.autograd.Function alone",
     ),
     "reversed_gradient": Kind(
         "fault",

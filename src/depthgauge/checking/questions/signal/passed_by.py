@@ -67,9 +67,12 @@ class Depth:
     @property
     def held(self) -> bool:
         """Tell whether the weights as they are keep the training from what a remedy lets it do."""
-        if self.best is None or self.plain is None or remedies.way(self.best, self.plain) >= remedies.HELD:
+        if self.best is None or self.plain is None:
             return False
-        return self.longer is None or remedies.way(self.best, self.longer) < remedies.CAUGHT_UP
+        if self.longer is not None and remedies.way(self.best, self.longer) >= remedies.CAUGHT_UP:
+            return False
+        even = self.best.name == remedies.EVEN and self.longer is not None
+        return even or remedies.way(self.best, self.plain) < remedies.HELD
 
     @property
     def stuck(self) -> bool:
@@ -114,6 +117,8 @@ def examine(
     if suspicious(passage) or rows:
         wrong = culprits(passage, growing=_is_growing(passage))
         wanted += remedies.remedies(training, batches[0], wrong)
+        far = abs(passage.decades) > max(MODERATE, passage.allowed)
+        wanted += [even] if far and (even := remedies.evened(passage)) else []
     depth = Depth(passage, None, (), tuple(blocks), tuple(rows))
     if training.optimizer is None or steps < remedies.LEAST or not wanted:
         return depth
@@ -123,7 +128,8 @@ def examine(
             break
         trial = remedies.trial(training, batches, steps, lay, name=name, says=says)
         depth = replace(depth, plain=plain, tried=(*depth.tried, trial))
-    if depth.held and going() and SUSPECT < abs(passage.decades) < MODERATE:
+    evened = depth.best is not None and depth.best.name == remedies.EVEN  # held to more steps, not to HELD
+    if going() and (evened or (depth.held and SUSPECT < abs(passage.decades) < MODERATE)):
         depth = replace(depth, longer=remedies.trial(training, batches, remedies.LONGER * steps, None))
     return depth
 

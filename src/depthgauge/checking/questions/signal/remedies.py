@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from depthgauge import initialization
 from depthgauge.checking.questions.signal import skips
-from depthgauge.checking.questions.signal.depth import passage
+from depthgauge.checking.questions.signal.depth import Passage, passage
 from depthgauge.checking.steps import go_on, losses
 from depthgauge.checking.words import listed
 from depthgauge.initialization.maps import Layer, weighted
@@ -28,7 +28,9 @@ HELD = 0.05  # of the way that the remedy goes
 """Of 59 drawn trainings that train well none with a suspicious passage went less than 0.07 of a remedy's way in 30
 steps, of eleven with wrong gains or without skips none more than 0.041 of it."""
 OF_ROWS = "rows of norm 1"
+EVEN = "weights scaled so that the gradient keeps its size"
 LARGE_ROWS = 2.0  # root mean square of an embedding's numbers, that torch draws from N(0, 1)
+INNER = 2  # layers between the first and the last, from which on a gradient grows by degrees
 LONGER = 4  # times the steps, in which a training that only begins slowly
 CAUGHT_UP = 0.5  # goes half of the remedy's way
 CERTAIN = 3.0  # standard errors over batches by which a remedy's loss has to be lower
@@ -158,6 +160,26 @@ def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[R
     says = "initialize orthogonally, then divide each layer's weights by the standard deviation of its output"
     says += " (depthgauge.initialization.apply(model, 'lsuv', batch=x))"
     yield "unit variance, layer by layer", says, lambda model: _even(training, model, batch)
+
+
+def evened(passage: Passage) -> Remedy | None:
+    """Weights of the inner layers over the growth of the gradient from one to the next; None with calls that repeat."""
+    table = passage.table
+    back = table["backward_decades"].to_numpy(float)
+    names = list(table["layer"].str.partition(":")[0])
+    if len(set(names)) < len(names) or len(names) < INNER + 2 or not np.isfinite(back).all():
+        return None
+    factors = {name: 10.0 ** (back[place + 1] - back[place]) for place, name in enumerate(names[1:-1])}
+    low, high = min(factors.values()), max(factors.values())
+    says = f"multiply the weights of {listed(factors)} by {low:.2g}" + (f" to {high:.2g}" if high > 1.1 * low else "")
+
+    def lay(model: nn.Module) -> None:
+        for layer in weighted(model):
+            for weight in layer.maps if layer.name in factors else ():
+                weight.mul_(factors[layer.name])
+            layer.bring()
+
+    return EVEN, says, lay
 
 
 def far_rows(model: nn.Module) -> list[str]:
