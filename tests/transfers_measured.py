@@ -146,6 +146,16 @@ def arguments(operator: Operator, kind: str) -> Arguments:
     return given
 
 
+def suiting(operator: Operator) -> Arguments | None:
+    """Arguments of the first kind that an operator takes; None where it takes none of them."""
+    for kind in KINDS:
+        try:
+            return arguments(operator, kind)
+        except Exception:  # noqa: BLE001, S112 # of another kind they may do
+            continue
+    return None
+
+
 def call(operator: Operator, given: Arguments) -> object:
     """Run it with the same random numbers each time; arguments with a list in the schema go by name."""
     torch.manual_seed(0)
@@ -202,7 +212,8 @@ def measured(operator: Operator, given: Arguments, *, singly: bool = False) -> i
     base = _run(operator, given)
     runs = [(place, at, run) for place, at, other in _changed(given, singly) if (run := _tried(operator, other))]
     written = [torch.zeros(before.shape, dtype=torch.bool) for before, _ in base[1]]
-    for run in (base, *(run for *_, run in runs)):
+    names = [name for name, _ in tensors(given)]
+    for run in (base, *(run for place, _, run in runs if names[place] not in _INDICES)):
         for place, (before, after) in enumerate(run[1]):
             written[place] |= _differs(before, after)
     read = {(place, at) for place, at, run in runs if _reads(base, run, place, written[place])}
