@@ -121,9 +121,9 @@ def roofline(profile: Profile) -> Figure:
         canvas,
         f"Matrix work runs at {share:.0%} of the measured ceilings" if len(matrix) else "No matrix work was counted",
         f"A point is one {what} with one set of shapes; its area is its share of the step. Lines: measured on this "
-        "device, products of square matrices by number format, and data moved in memory (solid) and in the fastest cache "
-        "(dashed). Points above a line of the left panel work with a better library than the matrix product's, or "
-        "without all the operations that are counted.",
+        "device, products of square matrices by number format, and data moved in memory (solid) and in the fastest "
+        "cache (dashed). Points above a line of the left panel work with a better library than the matrix product's, "
+        "or without all the operations that are counted.",
     )
 
 

@@ -14,8 +14,9 @@ READING = (
     ),
     (
         "Operations are multiplications and additions of matrix products, convolutions and attention; those of others "
-        "are not counted. Bytes are those that an operator must read and write, each place once: an estimate, below the "
-        "truth where a kernel reads twice, above it where caches help. A kernel of several that one operator launches gets its share "
+        "are not counted. Bytes are those that an operator must read and write, each place once: an estimate, below "
+        "the truth where a kernel reads twice, above it where caches help. A kernel of several that one operator "
+        "launches gets its share "
         "of both in proportion to time."
     ),
     (

@@ -173,28 +173,32 @@ def _zeroed(*, below: bool) -> _Count:
 
 # Arguments of which an operator touches a part alone: how many elements at most, by the operator's and their name.
 _PARTS: Mapping[str, Mapping[str, _Count]] = {
-    **dict.fromkeys(("gather", "take", "index", "index_select", "masked_select"), {"self": _elements_of("returned")}),
-    "embedding": {"weight": _elements_of("returned")},
-    "embedding_renorm_": {"self": _rows},
-    **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), {"self": _elements_of("target")}),
-    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), {"src": _elements_of("index")}),
-    **dict.fromkeys(
-        ("scatter_", "scatter_add_", "scatter_reduce_"), {"self": _elements_of("index"), "src": _elements_of("index")}
-    ),
-    "put_": {"self": _elements_of("index")},
-    **dict.fromkeys(("index_put_", "_index_put_impl_"), {"self": _placed}),
-    **dict.fromkeys(("index_fill_", "index_copy_", "index_add_", "index_reduce_"), {"self": _slices}),
-    "triu_": {"self": _zeroed(below=True)},
-    "tril_": {"self": _zeroed(below=False)},
+    name: counts
+    for names, counts in (
+        ("gather take index index_select masked_select", {"self": _elements_of("returned")}),
+        ("embedding", {"weight": _elements_of("returned")}),
+        ("embedding_renorm_", {"self": _rows}),
+        ("nll_loss_forward nll_loss2d_forward", {"self": _elements_of("target")}),
+        ("scatter scatter_add scatter_reduce", {"src": _elements_of("index")}),
+        ("scatter_ scatter_add_ scatter_reduce_", {"self": _elements_of("index"), "src": _elements_of("index")}),
+        ("put_", {"self": _elements_of("index")}),
+        ("index_put_ _index_put_impl_", {"self": _placed}),
+        ("index_fill_ index_copy_ index_add_ index_reduce_", {"self": _slices}),
+        ("triu_", {"self": _zeroed(below=True)}),
+        ("tril_", {"self": _zeroed(below=False)}),
+    )
+    for name in names.split()
 }
 
-_ALWAYS = frozenset(
-    "copy copy_ _foreach_copy _foreach_copy_ fill fill_ zero zero_ _foreach_zero _foreach_zero_ uniform uniform_"
-    " exponential exponential_ geometric geometric_ log_normal log_normal_ cauchy cauchy_ random random_ normal normal_"
-    " normal_functional bernoulli_ _philox_uniform _philox_uniform_ _philox_normal _philox_normal_ index_fill_"
-    " index_copy_ masked_fill_ masked_scatter_ triu_ tril_ nll_loss_backward nll_loss2d_backward".split()
+# Operators that take no values of `self`: it is overwritten, or lends its shape.
+_OVERWRITING = re.compile(
+    r"(_foreach_)?(copy|fill|zero)_?|(uniform|exponential|geometric|log_normal|cauchy|random|normal)_?"
+    r"|_philox_(uniform|normal)_?|normal_functional|bernoulli_|index_(fill|copy)_|masked_(fill|scatter)_|tri[ul]_"
 )
-_SHAPED = re.compile(r"_?(adaptive_|fractional_)?(avg|max)_pool\dd(_with_indices)?_backward|(replication|reflection)_pad\dd_backward")
+_SHAPED = re.compile(
+    r"_?(adaptive_|fractional_)?(avg|max)_pool\dd(_with_indices)?_backward|(replication|reflection)_pad\dd_backward"
+    r"|nll_loss(2d)?_backward|new_.*|.*_like"
+)
 _ADDED = frozenset(("addmm", "addmv", "addbmm", "baddbmm", "addr", "sspaddmm", "_addmm_activation"))
 
 
@@ -203,10 +207,8 @@ def _unread(func: torch._ops.OpOverload, given: _Given) -> set[str]:
     name, plain = func.overloadpacket.__name__, func.overloadpacket.__name__.rstrip("_")
     unread = {argument.name for argument in func._schema.arguments if argument.is_out}
     if (
-        name in _ALWAYS
+        _OVERWRITING.fullmatch(name)
         or _SHAPED.fullmatch(name)
-        or name.endswith("_like")
-        or name.startswith("new_")
         or (name == "bernoulli" and "p" in given)
         or (name == "scatter_" and given.get("reduce") is None)
         or (name in {"put_", "index_put_", "_index_put_impl_"} and not given["accumulate"])
@@ -304,12 +306,12 @@ class _Touched:
 
 
 # Allocations, views that torch does not tag as such, and what changes a tensor's size or place alone.
-_IDLE = frozenset(
-    "empty empty_like empty_strided empty_permuted new_empty new_empty_strided _unsafe_view _reshape_alias lift_fresh"
-    " _resize_output_ sparse_resize_ resize_as_sparse_ _coalesced_ _mkldnn_transpose_ record_stream set_data".split()
+_IDLE = re.compile(
+    r"(new_)?empty(_like|_strided|_permuted)?|_unsafe_view|_reshape_alias|lift_fresh|_resize_output_|sparse_resize_"
+    r"|resize_as_sparse_|_coalesced_|_mkldnn_transpose_|record_stream|set_data"
 )
 
 
 def _idle(func: torch._ops.OpOverload) -> bool:
     tagged = func.is_view or torch.Tag.inplace_view in func.tags
-    return tagged or func.overloadpacket.__name__ in _IDLE
+    return tagged or _IDLE.fullmatch(func.overloadpacket.__name__) is not None

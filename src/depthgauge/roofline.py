@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _ENOUGH, _LONGEST = 0.01, 0.3  # seconds of one product: larger ones are tried while they are faster; never
 _ROUNDS = 4
 _GAIN = 1.02  # a rate that grows by less has stopped growing
-_SIDES = tuple(side for power in range(6, 13) for side in (1 << power, 3 << power - 1)) + (8192,)  # 64, 96, 128, ...
+_SIDES = (*(side for power in range(6, 13) for side in (1 << power, 3 << power - 1)), 8192)  # 64, 96, 128, ...
 _LEAST, _MEMORY = 1 << 14, 1 << 28  # bytes touched, from the first level of caches to far beyond the ones of one core
 
 

@@ -15,7 +15,10 @@ import torch
 Operator = torch._ops.OpOverload
 Arguments = dict[str, Any]
 _DECOMPOSES = torch._C.DispatchKey.CompositeImplicitAutograd
-_LEFT_OUT = re.compile(r"_(?!_i|foreach_|fused_)|linalg_|fft_|special_|cudnn_|mkldnn_|geqrf|ormqr|cholesky|triangular_solve|lu_")
+_LEFT_OUT = re.compile(
+    r"_(?!_i|foreach_|fused_)|linalg_|fft_|special_|cudnn_|mkldnn_|geqrf|ormqr|cholesky|triangular_solve|lu_"
+    r"|masked_select|nonzero"
+)
 _SIDE = 4
 _INDICES = {"index", "indices", "target"}
 KINDS = ("float", "wide", "int", "bool", "cube", "image", "vector", "complex")
@@ -25,7 +28,8 @@ def overloads() -> list[Operator]:
     """Every overload of torch's own that writes to an argument and runs below autograd, in the order of names.
 
     Without those that only torch calls (`_cudnn_rnn.out`, but for `_foreach_` and `_fused_`), those that it derives for
-    its own compiler from ones that make a new tensor, and linear algebra, transforms and special functions.
+    its own compiler from ones that make a new tensor, linear algebra, transforms and special functions, and those whose
+    result has as many elements as the values say.
     """
     found = []
     for full in sorted(torch._C._dispatch_get_all_op_names()):
@@ -139,7 +143,7 @@ def arguments(operator: Operator, kind: str) -> Arguments:
             given[each] = [empty, empty.clone()] if listed else empty
         try:
             call(operator, given)
-        except Exception:  # noqa: BLE001, S112 # another type of result may do
+        except Exception:  # noqa: BLE001 # another type of result may do
             continue
         return given
     call(operator, _copied(given))
@@ -151,7 +155,7 @@ def suiting(operator: Operator) -> Arguments | None:
     for kind in KINDS:
         try:
             return arguments(operator, kind)
-        except Exception:  # noqa: BLE001, S112 # of another kind they may do
+        except Exception:  # noqa: BLE001 # of another kind they may do
             continue
     return None
 
@@ -247,7 +251,7 @@ def _tried(operator: Operator, given: Arguments) -> _Run | None:
 def _changed(given: Arguments, singly: bool) -> Iterator[tuple[int, int, Arguments]]:
     """Arguments of which one has other values: its place, which of its elements (0: all), and the arguments."""
     for place, (name, tensor) in enumerate(tensors(given)):
-        for other in _others(name, tensor):
+        for other in list(_others(name, tensor))[-3 if singly else 0 :]:
             for at in range(tensor.numel()) if singly else (0,):
                 mine = _copied(given)
                 target = tensors(mine)[place][1]
