@@ -155,7 +155,7 @@ def _placed(given: _Given) -> int:
     if any(index.dtype in {torch.bool, torch.uint8} for index in indices):
         return int(whole.numel())
     indexed = [whole.shape[place] for place, index in enumerate(given["indices"]) if index is not None]
-    points = math.prod(torch.broadcast_shapes(*(index.shape for index in indices)))
+    points = math.prod(torch.broadcast_shapes(*(index.shape for index in indices)))  # type: ignore[no-untyped-call]  # torch has not typed it
     return int(whole.numel() // max(1, math.prod(indexed)) * points)
 
 
@@ -166,7 +166,7 @@ def _zeroed(*, below: bool) -> _Count:
         *batch, rows, columns = given["self"].shape
         kept = (min(columns, max(0, row + given["diagonal"] + (0 if below else 1))) for row in range(rows))
         first = sum(kept)  # elements of the rows left of the cut
-        return math.prod(batch) * (first if below else rows * columns - first)
+        return int(math.prod(batch) * (first if below else rows * columns - first))
 
     return count
 
@@ -291,7 +291,7 @@ class _Touched:
         place = id(tensor)
         elements = span
         if tensor.layout is torch.strided and torch._C._has_storage(tensor):
-            place, first = tensor.untyped_storage()._cdata, tensor.storage_offset()
+            place, first = tensor.untyped_storage()._cdata, int(tensor.storage_offset())
             sides = [(length, step) for length, step in zip(tensor.shape, tensor.stride(), strict=True) if step]
             span = 1 + sum((length - 1) * step for length, step in sides) if elements else 0
             elements = min(math.prod(length for length, _ in sides), span) if elements else 0

@@ -14,7 +14,7 @@ them in a cache, and is held against the cache's bandwidth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -193,10 +193,10 @@ def _levels(device: str, largest: int) -> Iterator[tuple[int, float]]:
         size *= 2
 
 
-def _best(works: list[Callable[[], object]], device: str) -> list[float]:
+def _best(works: Sequence[Callable[[], object]], device: str) -> list[float]:
     """Seconds of each work's best round, in turns."""
     clock = timing.clock(timing.Device.named(device))
-    return [float(seconds) for seconds in timing.rounds_in_turns(clock, works, _ROUNDS).min(axis=0)]
+    return [float(seconds) for seconds in timing.rounds_in_turns(clock, list(works), _ROUNDS).min(axis=0)]
 
 
 @contextmanager
