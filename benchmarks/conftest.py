@@ -116,11 +116,12 @@ def timed(benchmark: BenchmarkFixture) -> Callable[..., None]:
         if benchmark.stats is not None:  # there are none with --benchmark-disable
             seconds = benchmark.stats.stats.median
             top = roofline.ceilings(device)
+            least = top.least_of(operations, "tf32" if dtype == "tf32" else "float32")
             benchmark.extra_info.update(
                 flops_per_second=flops / seconds,
                 bytes_per_second=moved / seconds,
-                roofline_fraction=top.fraction(flops, moved, seconds, dtype),
-                cached_roofline_fraction=top.fraction(flops, moved, seconds, dtype, cached=True),
+                roofline_fraction=least / seconds,
+                memory_fraction=moved / top.bandwidth / seconds,
             )
 
     return run

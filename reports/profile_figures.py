@@ -103,8 +103,15 @@ def roofline(profile: Profile) -> Figure:
     left.set_title("with counted operations", fontsize=11)
     right.set_title("only moving data", fontsize=11)
     ceilings = profile.capture.ceilings
-    right.axhline(ceilings.bandwidth, color=INK, linewidth=1.2, label="copy, memory")
-    right.axhline(ceilings.cached_bandwidth, color=INK, linestyle="--", linewidth=1.2, label="copy, 128 KiB")
+    if ceilings.levels:  # what moves so many bytes touches half of them at least
+        sizes = [2.0 * size for size, _ in ceilings.levels]
+        right.step(
+            sizes, [ceilings.bandwidth_within(size / 2) for size in sizes], where="post", color=INK, linewidth=1.2,
+            label="ceiling",
+        )  # fmt: skip
+    else:
+        right.axhline(ceilings.bandwidth, color=INK, linewidth=1.2, label="copy, memory")
+        right.axhline(ceilings.cached_bandwidth, color=INK, linestyle="--", linewidth=1.2, label="copy, 128 KiB")
     finish(canvas)
     matrix = counted[counted["kind"].isin(MATRIX)]
     share = float(matrix["floor"].sum() / matrix["seconds"].sum()) if len(matrix) else 0.0
@@ -114,9 +121,9 @@ def roofline(profile: Profile) -> Figure:
         canvas,
         f"Matrix work runs at {share:.0%} of the measured ceilings" if len(matrix) else "No matrix work was counted",
         f"A point is one {what} with one set of shapes; its area is its share of the step. Lines: measured on this "
-        "device, products of square matrices by number format and copies far beyond the caches and within them. Bytes "
-        "count each tensor once, as read or written. Points above a line work out of a cache that is nearer, with a "
-        "better library than the matrix product's, or without all the operations that are counted.",
+        "device, products of square matrices by number format, and data moved in memory (solid) and in the fastest "
+        "cache (dashed). Points above a line of the left panel work with a better library than the matrix product's, "
+        "or without all the operations that are counted.",
     )
 
 

@@ -14,15 +14,17 @@ READING = (
     ),
     (
         "Operations are multiplications and additions of matrix products, convolutions and attention; those of others "
-        "are not counted. Bytes count each tensor that goes in or comes out once: an estimate, below the truth where a "
-        "kernel reads twice, above it where caches help. A kernel of several that one operator launches gets its share "
+        "are not counted. Bytes are those that an operator must read and write, each place once: an estimate, below "
+        "the truth where a kernel reads twice, above it where caches help. A kernel of several that one operator "
+        "launches gets its share "
         "of both in proportion to time."
     ),
     (
-        "The roofline's least time takes the faster of the two measured bandwidths, so that it is a bound in caches "
-        "too. A share of the roofline is that least time over the time taken. The ceiling is the best "
-        "matrix product of the library at hand: a convolution by a better library, or one that skips the padding or "
-        "multiplies less (Winograd's), can come to more than 100 %, and its bound is then empty."
+        "The roofline's least time takes the bandwidth measured for as little memory as an operator could touch, half "
+        "of the bytes that it moves, so that it is a bound in caches too. A share of the roofline is that least time "
+        "over the time taken. The ceiling is the best matrix product of the library at hand: a convolution by a better "
+        "library, or one that skips the padding or multiplies less (Winograd's), can come to more than 100 %, and its "
+        "bound is then empty."
     ),
     (
         "Seconds that could be saved are those of the trace, scaled to the step without the profiler. Bounds do not "

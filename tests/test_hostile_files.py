@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,10 @@ def test_a_benchmark_file_that_is_something_else(folder: Path, kind: str) -> Non
         ({"examples": -1}, "it has a number in examples that is not within"),
         ({"first": "soon"}, "it has text as profile.first, where a number belongs"),
         ({"ceilings": {}}, "it lacks profile.ceilings."),
+        (
+            {"ceilings": asdict(replace(CAPTURE.ceilings, levels=((1024, 0.0),)))},
+            "it has a number in ceilings.levels that is not within",
+        ),
         (
             {"operations": [["mm", [[1, -1.5]], 1, 1, ""]]},
             "it has a number as operations[0][1][0][1], where an integer",

@@ -155,8 +155,8 @@ def analyse(captured: Capture, trace: Trace) -> Profile:
 def _frame(work: Sequence[Work], ceilings: Ceilings, precision: str) -> pd.DataFrame:
     """One row a piece of work; `floor` is the time that its operations and bytes take at the roofline.
 
-    Bytes are held against the faster of the two bandwidths, that of the caches on a CPU: a floor must not be one that
-    work in the caches could undercut.
+    Bytes are held against the bandwidth of the nearest cache that could hold what an operator touches, which is half of
+    what it moves at least: a floor must not be one that work in the caches could undercut.
     """
     frame = pd.DataFrame(
         [
@@ -177,8 +177,8 @@ def _frame(work: Sequence[Work], ceilings: Ceilings, precision: str) -> pd.DataF
     )
     format_ = frame["dtype"].replace("float32", precision)
     peak = format_.map(dict(ceilings.flops)).astype(float)
-    fastest = max(ceilings.bandwidth, ceilings.cached_bandwidth)
-    return frame.assign(floor=np.fmax(frame["flops"].where(frame["flops"] > 0, 0.0) / peak, frame["bytes"] / fastest))
+    bandwidth = frame["bytes"].map(lambda moved: ceilings.bandwidth_within(moved / 2))
+    return frame.assign(floor=np.fmax(frame["flops"].where(frame["flops"] > 0, 0.0) / peak, frame["bytes"] / bandwidth))
 
 
 def _spell(shape: Sequence[int]) -> str:

@@ -115,6 +115,7 @@ def _sound(captured: Capture) -> Capture:
         "examples": (captured.examples,),
         "ceilings.flops": tuple(ceilings.flops.values()),
         "ceilings.bandwidth": (ceilings.bandwidth, ceilings.cached_bandwidth),
+        "ceilings.levels": tuple(float(number) for level in ceilings.levels for number in level),
     }
     counts = [count for operation in captured.operations for count in (operation.flops, operation.bytes)]
     for name, numbers in {**positive, "resident": captured.resident.values(), "operations": counts}.items():

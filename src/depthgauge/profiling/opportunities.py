@@ -209,9 +209,8 @@ def _reached(matrix: pd.DataFrame) -> float:
 
 def _update(captured: Capture) -> float:
     """Seconds in which an optimizer can read parameters, gradients and state, and write parameters and state."""
-    fastest = max(captured.ceilings.bandwidth, captured.ceilings.cached_bandwidth)
     parameters, state = captured.resident.get("parameters", 0), captured.resident.get("optimizer state", 0)
-    return (3 * parameters + 2 * state) / fastest
+    return (3 * parameters + 2 * state) / captured.ceilings.fastest
 
 
 def _lower(
