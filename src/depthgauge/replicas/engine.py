@@ -28,10 +28,10 @@ Record = Callable[[int, slice, Tensor, Tensor | None], None]
 # Receives a number of updates done, some of a block's replicas, and them; True ends their training.
 Look = Callable[[int, slice, Stack], bool]
 
-# A block of replicas trains to its end before the next begins. That of a chain is small, so that parameters and
-# optimizer state stay in the last-level cache between steps; below it a step of many small operations is bound by their
-# dispatch. Other models put more through memory, and there is more to dispatch: theirs is as large as what the C library
-# keeps of freed memory (`_keep_memory`).
+# A block of replicas trains to its end before the next begins. Its parameters and optimizer state stay in the
+# last-level cache between steps; below that a step of many small operations is bound by their dispatch. A chain's
+# activations are in the same budget. Those of other models pass through memory anyway, and may be as large as the C
+# library keeps of freed memory (`_keep_memory`).
 BLOCK_BYTES = 12 << 20
 FOLDED_BYTES = 48 << 20
 # With fewer replicas a call than this, the batched calls cost more detours through memory than they save of dispatch;
@@ -65,7 +65,7 @@ def _pays(stack: Stack, inputs: Tensor) -> bool:
     """Tell whether one call for all replicas is faster than a call for each, by structure and sizes."""
     if inputs.is_cuda:
         return len(stack) >= FOLDED_REPLICAS
-    together = min(len(stack), _block(stack, inputs, FOLDED_BYTES, moments=1))
+    together = min(len(stack), _block(stack, inputs, moments=1, folded=True))
     model = stack.template
     convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     if not convolutions:
@@ -83,13 +83,17 @@ def chained(model: nn.Module, inputs: Tensor) -> Chain | None:
     return as_chain if as_chain is not None and (as_chain.flatten or inputs.dim() == 2) else None
 
 
-def _block(stack: Stack, inputs: Tensor, budget: int, *, moments: int | None) -> int:
-    """Replicas whose parameters, optimizer state and activations fit into a budget of bytes."""
+def _block(stack: Stack, inputs: Tensor, *, moments: int | None, folded: bool) -> int:
+    """Replicas whose parameters, optimizer state and activations fit into `BLOCK_BYTES`.
+
+    Where they are `folded`, parameters and state fit into that, and activations into `FOLDED_BYTES`.
+    """
     model = stack.template
-    each = activation_bytes(model, inputs.shape[1:], inputs.dtype, len(inputs))
-    if moments is not None:
-        each += (1 + moments) * parameter_bytes(model)
-    return max(1, budget // max(each, 1))
+    activations = activation_bytes(model, inputs.shape[1:], inputs.dtype, len(inputs))
+    state = 0 if moments is None else (1 + moments) * parameter_bytes(model)
+    if folded:
+        return max(1, min(BLOCK_BYTES // max(state, 1), FOLDED_BYTES // max(activations, 1)))
+    return max(1, BLOCK_BYTES // max(state + activations, 1))
 
 
 def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int | None) -> list[slice]:
@@ -105,7 +109,7 @@ def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int | N
     if strategy == "loop":
         size = min(size, LOOP_REPLICAS)
     elif not inputs.is_cuda:  # which is filled by as many as there are
-        size = min(size, _block(stack, inputs, BLOCK_BYTES if strategy == "chain" else FOLDED_BYTES, moments=moments))
+        size = min(size, _block(stack, inputs, moments=moments, folded=strategy == "vmap"))
     even = -(-len(stack) // -(-len(stack) // size))
     return [slice(start, min(start + even, len(stack))) for start in range(0, len(stack), even)]
 
@@ -160,10 +164,18 @@ def train_together(
     Returns:
         watched step -> signals.
     """
-    given = stack
-    if as_chain is None:
-        _keep_memory()
-        stack = mapped.channels_last(stack)
+    if as_chain is not None:
+        return _train_together(stack, as_chain, task, order, record, look=look)
+    _keep_memory()
+    inner = mapped.channels_last(stack)
+    seen = _train_together(inner, None, task, order, record, look=look)
+    mapped.give_back(inner, stack)
+    return seen
+
+
+def _train_together(
+    stack: Stack, as_chain: Chain | None, task: Task, order: Tensor, record: Record, *, look: Look
+) -> dict[int, Signals]:
     parameters = list(stack.parameters.values())
     leaves = mapped.leaves(stack)
     together = mapped.Together(stack, leaves, stack.buffers)
@@ -177,7 +189,7 @@ def train_together(
 
     for step, indices in enumerate(order):
         if step in task.checkpoints and look(step, everyone, stack):
-            break
+            return seen
         x, y = _pick(task.inputs, indices), _pick(task.targets, indices)
         if rates is not None:
             lr.copy_(rates[step])
@@ -203,18 +215,16 @@ def train_together(
         if gradients:
             optimizer.update_all(gradients)
         record(step, everyone, loss, task.objective.correct(outputs, y))
-    else:
-        if len(order) in task.checkpoints:
-            look(len(order), everyone, stack)
-    mapped.give_back(stack, given)
+    if len(order) in task.checkpoints:
+        look(len(order), everyone, stack)
     return seen
 
 
 def _keep_memory() -> None:
     """Have the C library keep freed memory, so that a step's large tensors do not fault in all their pages anew.
 
-    Freeing what was mapped by itself raises glibc's dynamic thresholds, to the size of it and to twice that (mallopt(3),
-    M_MMAP_THRESHOLD), up to 32 MiB. No page of this tensor is touched; elsewhere it does nothing.
+    Freeing what was mapped by itself raises glibc's dynamic thresholds, to the size of it and to twice that, up to
+    32 MiB (mallopt(3), M_MMAP_THRESHOLD). No page of this tensor is touched; elsewhere it does nothing.
     """
     torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 

@@ -10,6 +10,8 @@ what has no rule goes through `torch.func.vmap`.
     attention, embedding    replicas folded into the batch, or into the vocabulary
 """
 
+# ruff: noqa: ARG001, PLR0917 # a rule takes what torch's function takes, and that function
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.nn import functional
 from torch.utils import _pytree
 
 Rule = Callable[..., Any]
@@ -249,11 +250,11 @@ def _affine(held: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 def _masked_fill(func: Rule, x: Tensor, mask: Tensor, value: Any) -> Any:
     """By `where`, which reads and writes memory once."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Folded):
         return NotImplemented
     dims = max(x.dim(), mask.dim())
     held = _padded(x, dims)
-    return Folded(torch.where(_padded(mask, dims), held.new_tensor(value), held))
+    return Folded(torch.where(_padded(mask, dims), torch.as_tensor(value).to(held), held))
 
 
 def _embedding(
@@ -357,7 +358,7 @@ def _same(func: Rule, x: Tensor, *_args: Any, **_kwargs: Any) -> Any:
     return x
 
 
-def _dropout(func: Rule, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:  # noqa: FBT001, FBT002 # as torch's
+def _dropout(func: Rule, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     return NotImplemented if training and p else x
 
 
@@ -372,7 +373,22 @@ _ABOUT = frozenset(
 _ELEMENTWISE = (
     *("relu", "relu_", "tanh", "sigmoid", "gelu", "silu", "elu", "selu", "celu", "mish", "softplus", "softsign"),
     *("leaky_relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "exp", "log", "sqrt", "rsqrt"),
-    *("sin", "cos", "abs", "neg", "__neg__", "square", "erf", "add", "add_", "sub", "mul", "mul_", "div", "true_divide"),
+    *(
+        "sin",
+        "cos",
+        "abs",
+        "neg",
+        "__neg__",
+        "square",
+        "erf",
+        "add",
+        "add_",
+        "sub",
+        "mul",
+        "mul_",
+        "div",
+        "true_divide",
+    ),
     *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__rdiv__"),
     *("__div__", "pow", "__pow__", "clamp", "maximum", "minimum", "where", "reciprocal", "addcmul"),
     *("float", "double", "to", "detach", "clone"),

@@ -31,8 +31,8 @@ def parameter_bytes(model: nn.Module) -> int:
 def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, batch: int) -> int:
     """Bytes of all that the modules without submodules put out for one batch of one copy.
 
-    Nothing is computed where the model runs on the meta device; one that asks for values is run on two examples of
-    zeros.
+    The model is called on two examples of zeros; nothing is computed where it is on the meta device and asks for no
+    values.
 
     Args:
         model: any module, on any device.
@@ -71,7 +71,8 @@ def _calls(model: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> list[t
     ]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for device in ("meta", "cpu"):
+            on_meta = any(parameter.is_meta for parameter in model.parameters())
+            for device in ("meta", "cpu") if on_meta else ("cpu",):
                 calls.clear()
                 copies = {name: _copy(tensor, device) for part in tensors(model) for name, tensor in part.items()}
                 try:

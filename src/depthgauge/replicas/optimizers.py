@@ -100,7 +100,7 @@ def _along(coefficient: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 class StackedStep(ABC):
-    """One optimizer over stacked parameters: `begin` a step, then move each parameter once, in any order, one by one or together.
+    """One optimizer over stacked parameters: `begin` a step, then move each parameter once, in any order.
 
     Attributes:
         parameters: (R, *shape) each.
