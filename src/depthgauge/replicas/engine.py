@@ -290,7 +290,10 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record, *, look
 def _alone(template: nn.Module, device: torch.device) -> nn.Module:
     """A copy to load replicas into, on a processor with convolutions' weights channels last, which is faster there."""
     module = copy.deepcopy(template).to(device)
-    return module.to(memory_format=torch.channels_last) if device.type == "cpu" else module
+    for part in module.modules() if device.type == "cpu" else ():
+        if isinstance(part, nn.Conv2d):
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # which the stubs leave out
+    return module
 
 
 def forward(stack: Stack, strategy: Strategy, as_chain: Chain | None, inputs: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ what has no rule goes through `torch.func.vmap`.
     attention, embedding    replicas folded into the batch, or into the vocabulary
 """
 
-# ruff: noqa: ARG001, PLR0917 # a rule takes what torch's function takes, and that function
+# ruff: noqa: ARG001, ARG005, PLR0917 # a rule takes what torch's function takes, and that function
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Folded(Tensor):
         shape = held.shape[1:]
         if channels_of is not None:
             shape = torch.Size((held.shape[0], held.shape[1] // channels_of, *held.shape[2:]))
-        made: Folded = Tensor._make_wrapper_subclass(cls, shape, dtype=held.dtype, device=held.device)  # type: ignore[attr-defined]
+        made: Folded = Tensor._make_wrapper_subclass(cls, shape, dtype=held.dtype, device=held.device)
         made.held, made.channels = held, channels_of is not None
         made.replicas = held.shape[0] if channels_of is None else channels_of
         return made
@@ -59,7 +59,9 @@ class Folded(Tensor):
         return f"Folded({tuple(self.shape)}, replicas={self.replicas})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override] # torch's stub is of its own stand-in
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Refuse what reaches a folded tensor past its rules."""
         raise NotImplementedError(f"{func} does not see the replicas of a folded tensor")
 
@@ -87,7 +89,7 @@ def rows(value: Tensor) -> Tensor:
     if not value.channels:
         return value.held
     # By way of what is contiguous in memory, so that the gradient that comes back is channels last as well.
-    return value.held.permute(0, 2, 3, 1).unflatten(3, (value.replicas, -1)).permute(3, 0, 4, 1, 2)
+    return torch.unflatten(value.held.permute(0, 2, 3, 1), 3, (value.replicas, -1)).permute(3, 0, 4, 1, 2)
 
 
 def _by_vmap(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -105,7 +107,7 @@ def _by_vmap(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _in_channels(value: Folded) -> Tensor:
-    """Images as (B, R * C, H, W), channels last in memory; other dimensions likewise, in whatever memory."""
+    """Images as (B, R * C, H, W), channels last in memory; values of other dimensions likewise."""
     if value.channels:
         return value.held
     if value.held.dim() != 5:
@@ -114,7 +116,9 @@ def _in_channels(value: Folded) -> Tensor:
 
 
 def _of_channels(held: Tensor, replicas: int) -> Folded:
-    return Folded(held, replicas) if held.dim() == 4 else Folded(held.unflatten(1, (replicas, -1)).transpose(0, 1))
+    return (
+        Folded(held, replicas) if held.dim() == 4 else Folded(torch.unflatten(held, 1, (replicas, -1)).transpose(0, 1))
+    )
 
 
 def _joined(value: Tensor | None) -> Tensor | None:
@@ -153,7 +157,7 @@ def _linear(func: Rule, x: Tensor, weight: Tensor, bias: Tensor | None = None) -
     held, matrix = rows(x), rows(weight).transpose(1, 2)
     flat = held.flatten(1, -2)
     out = torch.bmm(flat, matrix) if bias is None else torch.baddbmm(rows(bias).unsqueeze(1), flat, matrix)
-    return Folded(out if held.dim() == 3 else out.unflatten(1, held.shape[1:-1]))
+    return Folded(out if held.dim() == 3 else torch.unflatten(out, 1, held.shape[1:-1]))
 
 
 def _matmul(func: Rule, left: Tensor, right: Tensor) -> Any:
@@ -194,19 +198,12 @@ def _over_images(func: Rule, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def _batch_norm(
-    func: Rule,
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *args: Any,
-    **kwargs: Any,
+    func: Rule, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Any = None, bias: Any = None, **kwargs: Any
 ) -> Any:
-    if not isinstance(x, Folded) or not _all_folded(running_mean, running_var, weight, bias):
+    if not isinstance(x, Folded) or not _all_folded(mean, var, weight, bias):
         return NotImplemented
-    statistics = [None if each is None else rows(each).view(-1) for each in (running_mean, running_var)]
-    held = func(_in_channels(x), *statistics, _joined(weight), _joined(bias), *args, **kwargs)
+    statistics = [None if each is None else rows(each).view(-1) for each in (mean, var)]
+    held = func(_in_channels(x), *statistics, _joined(weight), _joined(bias), **kwargs)
     return _of_channels(held, x.replicas)
 
 
@@ -220,12 +217,7 @@ def _group_norm(
 
 
 def _layer_norm(
-    func: Rule,
-    x: Tensor,
-    shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
+    func: Rule, x: Tensor, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Any:
     if not _all_folded(x, weight, bias):
         return NotImplemented
@@ -261,15 +253,15 @@ def _embedding(
     func: Rule,
     indices: Tensor,
     weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
+    padding_idx: Any = None,
+    max_norm: Any = None,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
     if not isinstance(weight, Folded) or padding_idx is not None or max_norm is not None:
         return NotImplemented
     if not isinstance(indices, Folded):
-        return Folded(weight.held.index_select(1, indices.flatten()).unflatten(1, indices.shape))
+        return Folded(torch.unflatten(weight.held.index_select(1, indices.flatten()), 1, indices.shape))
     first = torch.arange(weight.replicas, device=weight.device) * weight.shape[0]
     shifted = indices.held + first.view(-1, *[1] * indices.dim())
     return Folded(func(shifted, weight.held.flatten(0, 1), None, None, *args, **kwargs))
@@ -283,7 +275,7 @@ def _attention(
     if not folds or q.dim() < 3 or dropout_p or not q.dim() == k.dim() == v.dim():
         return NotImplemented
     held = func(*(rows(each).flatten(0, 1) for each in (q, k, v)), attn_mask=mask, **kwargs)
-    return Folded(held.unflatten(0, rows(q).shape[:2]))
+    return Folded(torch.unflatten(held, 0, rows(q).shape[:2]))
 
 
 def _dim(value: Tensor, dim: int) -> int:
@@ -296,12 +288,9 @@ def _along(func: Rule, x: Tensor, dim: int, *args: Any, **kwargs: Any) -> Any:
     return Folded(func(rows(x), _dim(x, dim), *args, **kwargs))
 
 
-def _flatten(func: Rule, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Any:
+def _between(func: Rule, x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Any:
+    """What takes two dimensions."""
     return Folded(func(rows(x), _dim(x, start_dim), _dim(x, end_dim)))
-
-
-def _transpose(func: Rule, x: Tensor, first: int, second: int) -> Any:
-    return Folded(func(rows(x), _dim(x, first), _dim(x, second)))
 
 
 def _reshape(func: Rule, x: Folded, *sizes: Any) -> Any:
@@ -324,10 +313,6 @@ def _unbind(func: Rule, x: Tensor, dim: int = 0) -> Any:
     return tuple(map(Folded, rows(x).unbind(_dim(x, dim))))
 
 
-def _iterate(func: Rule, x: Tensor) -> Iterator[Any]:
-    return iter(_unbind(func, x))
-
-
 def _select(func: Rule, x: Tensor, places: Any) -> Any:
     wanted = places if isinstance(places, tuple) else (places,)
     if not all(place is None or place is Ellipsis or isinstance(place, int | slice) for place in wanted):
@@ -345,17 +330,8 @@ def _reduce(func: Rule, x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -
 def _concatenate(func: Rule, values: Sequence[Tensor], dim: int = 0) -> Any:
     if not _all_folded(*values):
         return NotImplemented
-    return Folded(func([rows(value) for value in values], _dim(values[0], dim)))
-
-
-def _stack(func: Rule, values: Sequence[Tensor], dim: int = 0) -> Any:
-    if not _all_folded(*values):
-        return NotImplemented
-    return Folded(torch.stack([rows(value) for value in values], dim % (values[0].dim() + 1) + 1))
-
-
-def _same(func: Rule, x: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-    return x
+    held = [rows(value) for value in values]
+    return Folded(func(held, dim + 1 if dim >= 0 else dim))
 
 
 def _dropout(func: Rule, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
@@ -400,7 +376,7 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("softmax", "log_softmax", "unflatten"), _along),
     **dict.fromkeys(("view", "reshape"), _reshape),
     **dict.fromkeys(("chunk", "split"), _parts),
-    **dict.fromkeys(("cat", "concat"), _concatenate),
+    **dict.fromkeys(("cat", "concat", "stack"), _concatenate),
     **dict.fromkeys(("mean", "sum"), _reduce),
     "linear": _linear,
     "conv2d": _conv2d,
@@ -411,14 +387,13 @@ _RULES: Mapping[str, Rule] = {
     "rms_norm": _rms_norm,
     "embedding": _embedding,
     "scaled_dot_product_attention": _attention,
-    "flatten": _flatten,
-    "transpose": _transpose,
+    "flatten": _between,
+    "transpose": _between,
     "permute": _permute,
     "squeeze": _along,
-    "stack": _stack,
     "unbind": _unbind,
-    "__iter__": _iterate,
+    "__iter__": lambda func, x: iter(_unbind(func, x)),
     "__getitem__": _select,
-    "contiguous": _same,
+    "contiguous": lambda func, x, **kwargs: x,
     "dropout": _dropout,
 }

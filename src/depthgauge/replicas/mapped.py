@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -80,7 +81,9 @@ def channels_last(stack: Stack) -> Stack:
     return Stack(
         stack.template,
         {
-            name: tensor.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, tensor.shape[:2])
+            name: torch.unflatten(
+                tensor.flatten(0, 1).contiguous(memory_format=torch.channels_last), 0, tensor.shape[:2]
+            )
             if tensor.dim() == 5
             else tensor
             for name, tensor in stack.parameters.items()
@@ -150,8 +153,7 @@ def tapped(
             return out, [rows(value) for value in values]
         each = [
             seen(
-                lambda row=row: call(stack.template, stack.member(row), inputs[row], stack.places),
-                [tap[row] for tap in taps],
+                partial(call, stack.template, stack.member(row), inputs[row], stack.places), [tap[row] for tap in taps]
             )
             for row in range(len(stack))
         ]
