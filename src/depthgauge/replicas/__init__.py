@@ -11,8 +11,8 @@ decay, clipping, order of the data. Each ends as the same model trained alone wo
 depends on its own seed alone.
 
 A chain of linear layers and elementwise activations is run by hand (`chain`), other models in one call for all replicas
-where that is faster (`vmap`), and everything else, dropout, control flow that depends on data, one replica after another
-(`loop`). `strategy` says which.
+where that is faster (`vmap`), and everything else, dropout, control flow that depends on data, one replica after
+another (`loop`). `strategy` says which.
 """
 
 from __future__ import annotations
