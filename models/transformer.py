@@ -22,7 +22,7 @@ BRANCH_ENDS = ("attention.project", "feed_forward.project")
 class Attention(nn.Module):
     """Causal self-attention with several heads, by PyTorch's fused operator or written out.
 
-    On the CPU the fused operator can neither be batched over replicas nor differentiated twice. With `qk_norm` each
+    On the CPU the fused operator cannot be differentiated twice. With `qk_norm` each
     head's queries and keys pass through a layer norm before their product (Dehghani et al. 2023; Wortsman et al. 2023,
     section 3.1.1).
     """

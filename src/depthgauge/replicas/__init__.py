@@ -10,9 +10,9 @@ Replicas are copies of one architecture that differ in what does not change shap
 decay, clipping, order of the data. Each ends as the same model trained alone would, up to rounding, and what it draws
 depends on its own seed alone.
 
-A chain of linear layers and elementwise activations is run by hand (`chain`), other models of stateless modules by
-`torch.func.vmap` where that is faster (`vmap`), and everything else, batch normalization's running statistics, dropout,
-control flow that depends on data, one replica after another (`loop`). `strategy` says which.
+A chain of linear layers and elementwise activations is run by hand (`chain`), other models in one call for all replicas
+where that is faster (`vmap`), and everything else, dropout, control flow that depends on data, one replica after
+another (`loop`). `strategy` says which.
 """
 
 from __future__ import annotations

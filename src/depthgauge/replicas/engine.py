@@ -1,4 +1,4 @@
-"""Strategies to run a stack: by hand, by vmap, or one replica after another; and the choice among them."""
+"""Strategies to run a stack: by hand, in one call, or one replica after another; and the choice among them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from depthgauge.nested import scores
 from depthgauge.replicas import mapped
 from depthgauge.replicas.chain import Chain, chain
-from depthgauge.replicas.memory import activation_bytes, parameter_bytes
+from depthgauge.replicas.memory import activation_bytes, convolution_work, parameter_bytes
 from depthgauge.replicas.objective import Objective
 from depthgauge.replicas.optimizers import Optimizer, clip
 from depthgauge.replicas.signals import Signals, join, measure
@@ -28,11 +28,17 @@ Record = Callable[[int, slice, Tensor, Tensor | None], None]
 # Receives a number of updates done, some of a block's replicas, and them; True ends their training.
 Look = Callable[[int, slice, Stack], bool]
 
-# A block of replicas trains to its end before the next begins, so that parameters and optimizer state stay in the
-# last-level cache between steps; below it a step of many small operations is bound by their dispatch.
+# A block of replicas trains to its end before the next begins. Its parameters and optimizer state stay in the
+# last-level cache between steps; below that a step of many small operations is bound by their dispatch. A chain's
+# activations are in the same budget. Those of other models pass through memory anyway, and may be as large as the C
+# library keeps of freed memory (`_keep_memory`).
 BLOCK_BYTES = 12 << 20
-# With fewer replicas a call than this, vmap's own dispatch and its detours through memory cost more than it saves.
-VMAP_REPLICAS = 6
+FOLDED_BYTES = 48 << 20
+# With fewer replicas a call than this, the batched calls cost more detours through memory than they save of dispatch;
+# grouped convolution pays from two on.
+FOLDED_REPLICAS = 4
+# Multiply-adds of a convolution from which on separate ones are as fast as grouped ones.
+CONVOLUTION_WORK = 32 << 20
 
 # Replicas whose order of the data is held at a time, and whose results are joined, where one is run after another.
 LOOP_REPLICAS = 16
@@ -49,13 +55,24 @@ def choose(stack: Stack, inputs: Tensor) -> tuple[Strategy, Chain | None]:
     """
     if as_chain := chained(stack.template, inputs):
         return "chain", as_chain
-    # Grouped convolution, which vmap makes of convolution, is slower than the separate ones on a processor.
-    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in stack.template.modules())
-    together = len(stack) if inputs.is_cuda else min(len(stack), _block(stack, inputs, moments=1))
-    if together < VMAP_REPLICAS or (convolves and not inputs.is_cuda):
+    if not _pays(stack, inputs):
         return "loop", None
     few = stack.part(slice(0, 2))
     return ("vmap" if mapped.batchable(few, torch.stack([inputs[:2]] * 2)) else "loop"), None
+
+
+def _pays(stack: Stack, inputs: Tensor) -> bool:
+    """Tell whether one call for all replicas is faster than a call for each, by structure and sizes."""
+    if inputs.is_cuda:
+        return len(stack) >= FOLDED_REPLICAS
+    together = min(len(stack), _block(stack, inputs, moments=1, folded=True))
+    model = stack.template
+    convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    if not convolutions:
+        return together >= FOLDED_REPLICAS
+    if not all(isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" for module in convolutions):
+        return False
+    return together > 1 and convolution_work(model, inputs.shape[1:], inputs.dtype, len(inputs)) <= CONVOLUTION_WORK
 
 
 def chained(model: nn.Module, inputs: Tensor) -> Chain | None:
@@ -66,13 +83,17 @@ def chained(model: nn.Module, inputs: Tensor) -> Chain | None:
     return as_chain if as_chain is not None and (as_chain.flatten or inputs.dim() == 2) else None
 
 
-def _block(stack: Stack, inputs: Tensor, moments: int | None) -> int:
-    """Replicas whose parameters, optimizer state and activations fit into `BLOCK_BYTES`."""
+def _block(stack: Stack, inputs: Tensor, *, moments: int | None, folded: bool) -> int:
+    """Replicas whose parameters, optimizer state and activations fit into `BLOCK_BYTES`.
+
+    Where they are `folded`, parameters and state fit into that, and activations into `FOLDED_BYTES`.
+    """
     model = stack.template
-    each = activation_bytes(model, inputs.shape[1:], inputs.dtype, len(inputs))
-    if moments is not None:
-        each += (1 + moments) * parameter_bytes(model)
-    return max(1, BLOCK_BYTES // max(each, 1))
+    activations = activation_bytes(model, inputs.shape[1:], inputs.dtype, len(inputs))
+    state = 0 if moments is None else (1 + moments) * parameter_bytes(model)
+    if folded:
+        return max(1, min(BLOCK_BYTES // max(state, 1), FOLDED_BYTES // max(activations, 1)))
+    return max(1, BLOCK_BYTES // max(state + activations, 1))
 
 
 def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int | None) -> list[slice]:
@@ -88,7 +109,7 @@ def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int | N
     if strategy == "loop":
         size = min(size, LOOP_REPLICAS)
     elif not inputs.is_cuda:  # which is filled by as many as there are
-        size = min(size, _block(stack, inputs, moments))
+        size = min(size, _block(stack, inputs, moments=moments, folded=strategy == "vmap"))
     even = -(-len(stack) // -(-len(stack) // size))
     return [slice(start, min(start + even, len(stack))) for start in range(0, len(stack), even)]
 
@@ -134,7 +155,7 @@ def train_together(
 
     Args:
         stack: the block.
-        as_chain: the model as a chain; None to call it by vmap.
+        as_chain: the model as a chain; None to call it with folded tensors.
         task: the block's task.
         order: (steps, R, B) indices of examples, on the device.
         record: receives the figures.
@@ -143,7 +164,21 @@ def train_together(
     Returns:
         watched step -> signals.
     """
+    if as_chain is not None:
+        return _train_together(stack, as_chain, task, order, record, look=look)
+    _keep_memory()
+    inner = mapped.channels_last(stack)
+    seen = _train_together(inner, None, task, order, record, look=look)
+    mapped.give_back(inner, stack)
+    return seen
+
+
+def _train_together(
+    stack: Stack, as_chain: Chain | None, task: Task, order: Tensor, record: Record, *, look: Look
+) -> dict[int, Signals]:
     parameters = list(stack.parameters.values())
+    leaves = mapped.leaves(stack)
+    together = mapped.Together(stack, leaves, stack.buffers)
     lr = task.lr.to(parameters[0], copy=True)
     rates = None if task.schedule is None else lr.new_tensor(task.schedule)[:, None] * lr
     decay = task.weight_decay.to(parameters[0]) if bool(task.weight_decay.any()) else None
@@ -171,19 +206,27 @@ def train_together(
             else:  # every gradient is needed before the first parameter may move
                 gradients = as_chain.gradients(parameters, done, cotangent)
         else:
-            leaves = mapped.leaves(stack)
             with torch.enable_grad():
-                outputs = mapped.outputs(stack, leaves, x)
+                outputs = together(x)
             loss, cotangent = task.objective.stacked(outputs, y)
             gradients = mapped.gradients(leaves, outputs, cotangent)
         if largest is not None and gradients:
             clip(list(gradients.values()), largest)
-        for place, gradient in gradients.items():
-            optimizer.update(place, gradient)
+        if gradients:
+            optimizer.update_all(gradients)
         record(step, everyone, loss, task.objective.correct(outputs, y))
     if len(order) in task.checkpoints:
         look(len(order), everyone, stack)
     return seen
+
+
+def _keep_memory() -> None:
+    """Have the C library keep freed memory, so that a step's large tensors do not fault in all their pages anew.
+
+    Freeing what was mapped by itself raises glibc's dynamic thresholds, to the size of it and to twice that, up to
+    32 MiB (mallopt(3), M_MMAP_THRESHOLD). No page of this tensor is touched; elsewhere it does nothing.
+    """
+    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
 def _watch(
@@ -206,7 +249,7 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record, *, look
     generators, seeded by the replica's own seed and put back afterwards.
     """
     device = task.inputs.device
-    module = copy.deepcopy(stack.template).to(device)
+    module = _alone(stack.template, device)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     seen: list[dict[int, Signals]] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
@@ -244,11 +287,20 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record, *, look
     return {step: join([part[step] for part in seen]) for step in sorted(set.intersection(*map(set, seen)))}
 
 
+def _alone(template: nn.Module, device: torch.device) -> nn.Module:
+    """A copy to load replicas into, on a processor with convolutions' weights channels last, which is faster there."""
+    module = copy.deepcopy(template).to(device)
+    for part in module.modules() if device.type == "cpu" else ():
+        if isinstance(part, nn.Conv2d):
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # which the stubs leave out
+    return module
+
+
 def forward(stack: Stack, strategy: Strategy, as_chain: Chain | None, inputs: Tensor) -> Tensor:
     """Outputs (R, B, ...) of a stack for one batch of inputs (B, ...), without gradients."""
     with torch.no_grad():
         if strategy == "loop":
-            module = copy.deepcopy(stack.template).to(inputs.device)
+            module = _alone(stack.template, inputs.device)
             rows = []
             for row in range(len(stack)):
                 load(module, stack, row)

@@ -1,17 +1,19 @@
-"""Any model, called once for a whole stack with `torch.func.vmap`, or once a replica."""
+"""Any model, called once for a whole stack with folded tensors, or once a replica."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from depthgauge.architecture import layers
+from depthgauge.nested import scores
+from depthgauge.replicas.folded import Folded, rows
 from depthgauge.replicas.stack import Stack, call
 
 
@@ -30,14 +32,72 @@ def _hooked(model: nn.Module, hook: Callable[[str, Tensor], Tensor]) -> Iterator
             handle.remove()
 
 
+class Together:
+    """A stack's template, to be called once for all replicas.
+
+    Args:
+        stack: the replicas; their template stays as it is.
+        parameters: in the stack's order, (R, *shape) each.
+        buffers: by name, (R, *shape) each; running statistics are moved in them.
+    """
+
+    def __init__(self, stack: Stack, parameters: Sequence[Tensor], buffers: Mapping[str, Tensor]) -> None:
+        self._template = stack.template
+        given = {**dict(zip(stack.parameters, parameters, strict=True)), **buffers}
+        values = {name: Folded(tensor) for name, tensor in given.items()}
+        self._filled: list[tuple[dict[str, Any], str, Folded]] = []
+        for place, name in stack.places.items():
+            prefix, _, last = place.rpartition(".")
+            module = stack.template.get_submodule(prefix)
+            held: Any = module._parameters if last in module._parameters else module._buffers
+            self._filled.append((held, last, values[name]))
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs (R, B, ...) for inputs (R, B, ...), differentiable."""
+        own = [(held, name, held[name]) for held, name, _ in self._filled]
+        try:
+            for held, name, value in self._filled:
+                held[name] = value
+            return rows(scores(self._template(Folded(inputs))))
+        finally:
+            for held, name, value in own:
+                held[name] = value
+
+
 def outputs(stack: Stack, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """Outputs (R, B, ...) of a stack for inputs (R, B, ...), one call for all replicas, differentiable."""
+    """Outputs (R, B, ...) of a stack for inputs (R, B, ...), one call for all replicas, differentiable.
 
-    def of_replica(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-        return call(stack.template, tensors, x, stack.places)
+    Running statistics stay as they are.
+    """
+    return Together(stack, parameters, _copies(stack))(inputs)
 
-    out: Tensor = vmap(of_replica)({**dict(zip(stack.parameters, parameters, strict=True)), **stack.buffers}, inputs)
-    return out
+
+def _copies(stack: Stack) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in stack.buffers.items()}
+
+
+def channels_last(stack: Stack) -> Stack:
+    """The same replicas with the weights of convolutions in the memory that folded convolutions read."""
+    return Stack(
+        stack.template,
+        {
+            name: torch.unflatten(
+                tensor.flatten(0, 1).contiguous(memory_format=torch.channels_last), 0, tensor.shape[:2]
+            )
+            if tensor.dim() == 5
+            else tensor
+            for name, tensor in stack.parameters.items()
+        },
+        stack.buffers,
+        stack.seeds,
+    )
+
+
+def give_back(trained: Stack, given: Stack) -> None:
+    """Copy into the given replicas what `channels_last` did not share with them."""
+    for name, tensor in given.parameters.items():
+        if trained.parameters[name] is not tensor:
+            tensor.copy_(trained.parameters[name])
 
 
 def leaves(stack: Stack) -> list[Tensor]:
@@ -71,7 +131,7 @@ def tapped(
     """
     names: list[str] = []
 
-    def of_replica(tensors: dict[str, Tensor], x: Tensor, taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def seen(forward: Callable[[], Tensor], taps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         names.clear()
         values: list[Tensor] = []
 
@@ -83,17 +143,22 @@ def tapped(
             return value
 
         with _hooked(stack.template, tap):
-            out = call(stack.template, tensors, x, stack.places)
+            out = forward()
         return out, values
 
     def everywhere(taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if together:
-            result: tuple[Tensor, list[Tensor]] = vmap(of_replica)({**stack.parameters, **stack.buffers}, inputs, taps)
-            return result
-        rows = [of_replica(stack.member(row), inputs[row], [tap[row] for tap in taps]) for row in range(len(stack))]
-        return torch.stack([row[0] for row in rows]), [
-            torch.stack(column) for column in zip(*(r[1] for r in rows), strict=True)
+            parameters = list(stack.parameters.values())
+            out, values = seen(lambda: outputs(stack, parameters, inputs), [Folded(tap) for tap in taps])
+            return out, [rows(value) for value in values]
+        each = [
+            seen(
+                partial(call, stack.template, stack.member(row), inputs[row], stack.places), [tap[row] for tap in taps]
+            )
+            for row in range(len(stack))
         ]
+        columns = zip(*(values for _, values in each), strict=True)
+        return torch.stack([out for out, _ in each]), [torch.stack(column) for column in columns]
 
     with torch.no_grad():
         _, values = everywhere([])
@@ -109,23 +174,26 @@ def tapped(
 def batchable(stack: Stack, inputs: Tensor) -> bool:
     """Tell whether one call for all replicas works and agrees with separate calls, tried on `inputs` (R, B, ...).
 
-    Dropout and running statistics cannot be batched; control flow that depends on data cannot be traced.
+    Dropout cannot be batched; control flow that depends on data cannot be followed.
     """
     for module in stack.template.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             return False
-        running = getattr(module, "running_mean", None) is not None
-        if running and module.training:
-            return False
+    buffers, members = _copies(stack), [stack.member(row) for row in range(len(stack))]
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # vmap announces an operation that it would run replica by replica: no gain is to be had there.
             warnings.simplefilter("error")
-            together = outputs(stack, list(stack.parameters.values()), inputs)
-            rows = range(len(stack))
-            alone = torch.stack([call(stack.template, stack.member(row), inputs[row], stack.places) for row in rows])
+            together = Together(stack, list(stack.parameters.values()), buffers)(inputs)
+            each = zip(members, inputs, strict=True)
+            alone = torch.stack([call(stack.template, member, x, stack.places) for member, x in each])
     except Exception:  # noqa: BLE001 - a trial of the model's own code, where anything may be raised
         return False
+    moved = ((buffer, torch.stack([member[name] for member in members])) for name, buffer in buffers.items())
+    return _agree(together, alone) and all(_agree(*pair) for pair in moved)
+
+
+def _agree(together: Tensor, alone: Tensor) -> bool:
     tolerance = torch.finfo(together.dtype).eps ** 0.5 if together.is_floating_point() else 0.0
     return together.shape == alone.shape and torch.allclose(
         together, alone, rtol=tolerance, atol=tolerance, equal_nan=True

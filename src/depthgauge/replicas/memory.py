@@ -31,8 +31,8 @@ def parameter_bytes(model: nn.Module) -> int:
 def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, batch: int) -> int:
     """Bytes of all that the modules without submodules put out for one batch of one copy.
 
-    Nothing is computed where the model runs on the meta device; one that asks for values is run on two examples of
-    zeros.
+    The model is called on two examples of zeros; nothing is computed where it is on the meta device and asks for no
+    values.
 
     Args:
         model: any module, on any device.
@@ -40,20 +40,40 @@ def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype,
         dtype: dtype of the inputs.
         batch: examples.
     """
-    total = 0
+    outputs = [each for _, output in _calls(model, shape, dtype) for each in _tuple(output) if isinstance(each, Tensor)]
+    return -(-sum(tensor.numel() * tensor.element_size() for tensor in outputs) // 2) * batch
 
-    def count(_module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal total
-        for tensor in output if isinstance(output, tuple) else (output,):
-            if isinstance(tensor, Tensor):
-                total += tensor.numel() * tensor.element_size()
 
+def convolution_work(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, batch: int) -> float:
+    """Multiply-adds of a two-dimensional convolution forward, the mean over the model's calls; 0 where it has none.
+
+    Arguments are those of `activation_bytes`.
+    """
+    calls = [
+        output.numel() * module.weight[0].numel()
+        for module, output in _calls(model, shape, dtype)
+        if isinstance(module, nn.Conv2d) and isinstance(output, Tensor)
+    ]
+    return sum(calls) / len(calls) / 2 * batch if calls else 0.0
+
+
+def _tuple(output: object) -> tuple[object, ...]:
+    return output if isinstance(output, tuple) else (output,)
+
+
+def _calls(model: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> list[tuple[nn.Module, object]]:
+    """The modules without submodules, and what each puts out for two examples, in the order of their calls."""
+    calls: list[tuple[nn.Module, object]] = []
     leaves = [module for module in model.modules() if not any(True for _ in module.children())]
-    handles = [module.register_forward_hook(count) for module in leaves]
+    handles = [
+        module.register_forward_hook(lambda module, _inputs, output: calls.append((module, output)))
+        for module in leaves
+    ]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for device in ("meta", "cpu"):
-                total = 0
+            on_meta = any(parameter.is_meta for parameter in model.parameters())
+            for device in ("meta", "cpu") if on_meta else ("cpu",):
+                calls.clear()
                 copies = {name: _copy(tensor, device) for part in tensors(model) for name, tensor in part.items()}
                 try:
                     call(model, copies, torch.zeros(2, *shape, dtype=dtype, device=device))
@@ -65,7 +85,7 @@ def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype,
     finally:
         for handle in handles:
             handle.remove()
-    return -(-total // 2) * batch
+    return calls
 
 
 def _copy(tensor: Tensor, device: str) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,8 +121,12 @@ class StackedStep(ABC):
         self.step += 1
 
     @abstractmethod
+    def update_all(self, gradients: Mapping[int, Tensor]) -> None:
+        """Move the parameters of these indices in place, all by the same few calls; gradients stay as they are."""
+
     def update(self, index: int, gradient: Tensor) -> None:
-        """Move parameter `index` in place; the gradient may be overwritten."""
+        """Move parameter `index` in place."""
+        self.update_all({index: gradient})
 
     def update_product(self, index: int, left: Tensor, right: Tensor) -> None:
         """Move parameter `index`, whose gradient is the batched matrix product of two tensors."""
@@ -140,15 +144,18 @@ class StackedSGD(StackedStep):
         self.momentum, self.nesterov = spec.momentum, spec.nesterov
         self.buffers = [torch.zeros_like(parameter) for parameter in parameters] if spec.momentum else None
 
-    def update(self, index: int, gradient: Tensor) -> None:
+    def update_all(self, gradients: Mapping[int, Tensor]) -> None:
         """Parameter <- parameter - lr * (momentum-filtered gradient)."""
-        parameter = self.parameters[index]
+        moved, lr = [self.parameters[index] for index in gradients], [self.lr[index] for index in gradients]
+        steps = list(gradients.values())
         if self.decay is not None:
-            gradient.addcmul_(parameter, self.decay[index])
+            steps = list(torch._foreach_addcmul(steps, moved, [self.decay[index] for index in gradients]))
         if self.buffers is not None:
-            buffer = self.buffers[index].mul_(self.momentum).add_(gradient)
-            gradient = gradient.add_(buffer, alpha=self.momentum) if self.nesterov else buffer
-        parameter.addcmul_(gradient, self.lr[index], value=-1.0)
+            buffers = [self.buffers[index] for index in gradients]
+            torch._foreach_mul_(buffers, self.momentum)
+            torch._foreach_add_(buffers, steps)
+            steps = list(torch._foreach_add(steps, buffers, alpha=self.momentum)) if self.nesterov else buffers
+        torch._foreach_addcmul_(moved, steps, lr, -1.0)
 
     def update_product(self, index: int, left: Tensor, right: Tensor) -> None:
         """With plain momentum the product is added to the filtered gradient as it is formed."""
@@ -168,21 +175,23 @@ class StackedAdam(StackedStep):
         self.means = [torch.zeros_like(parameter) for parameter in parameters]
         self.squares = [torch.zeros_like(parameter) for parameter in parameters]
 
-    def update(self, index: int, gradient: Tensor) -> None:
+    def update_all(self, gradients: Mapping[int, Tensor]) -> None:
         """Parameter <- parameter - lr * corrected mean / (root of corrected second moment + eps)."""
-        parameter, lr = self.parameters[index], self.lr[index]
+        moved, lr = [self.parameters[index] for index in gradients], [self.lr[index] for index in gradients]
+        means, squares = [self.means[index] for index in gradients], [self.squares[index] for index in gradients]
+        steps = list(gradients.values())
         if self.decay is not None and self.decoupled:
-            parameter.mul_(1.0 - lr * self.decay[index])
+            torch._foreach_mul_(moved, [1.0 - self.lr[index] * self.decay[index] for index in gradients])
         elif self.decay is not None:
-            gradient.addcmul_(parameter, self.decay[index])
+            steps = list(torch._foreach_addcmul(steps, moved, [self.decay[index] for index in gradients]))
         beta1, beta2 = self.betas
-        mean = self.means[index].lerp_(gradient, 1.0 - beta1)
-        square = self.squares[index].mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-        # The gradient's memory is free from here on.
-        torch.sqrt(square, out=gradient)
-        gradient.div_(math.sqrt(1.0 - beta2**self.step)).add_(self.eps)
-        torch.div(mean, gradient, out=gradient)
-        parameter.addcmul_(gradient, lr, value=-1.0 / (1.0 - beta1**self.step))
+        torch._foreach_lerp_(means, steps, 1.0 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, steps, steps, 1.0 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, math.sqrt(1.0 - beta2**self.step))
+        torch._foreach_add_(roots, self.eps)
+        torch._foreach_addcmul_(moved, torch._foreach_div(means, roots), lr, -1.0 / (1.0 - beta1**self.step))
 
 
 def clip(gradients: Sequence[Tensor], largest: Tensor) -> None:
