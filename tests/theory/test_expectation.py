@@ -159,7 +159,10 @@ def asks_autograd(x):
     return slope * x
 
 
-@pytest.mark.parametrize("phi", ["relu", "gelu", "mish", torch.nn.PReLU(init=0.1), np.arctan, torch.sin], ids=str)
+PHIS = {"relu": "relu", "gelu": "gelu", "mish": "mish", "prelu": torch.nn.PReLU(init=0.1), "arctan": np.arctan}
+
+
+@pytest.mark.parametrize("phi", PHIS.values(), ids=PHIS)
 def test_the_second_moment_alone_is_that_of_all_moments_to_the_bit(phi):
     phi = activation(phi)
     assert second_moment(phi, np.array(QS)).tobytes() == moments(phi, np.array(QS)).value2.tobytes()

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from depthgauge import theory
-from depthgauge.theory import mean_field
+from depthgauge.theory.mean_field import _variances
 
 SMOOTH = ["tanh", "sigmoid", "gelu", "silu", "elu", "softplus"]
 
@@ -298,10 +298,10 @@ def test_a_trajectory_is_computed_once_and_nobody_else_s_to_change():
     first = theory.variance_trajectory(*asked)
     expected = first.copy()
     first[:] = 0.0
-    computed = mean_field._variances.cache_info().misses
+    computed = _variances.cache_info().misses
     np.testing.assert_array_equal(theory.variance_trajectory(*asked), expected)
-    assert mean_field._variances.cache_info().misses == computed
+    assert _variances.cache_info().misses == computed
     for place, other in enumerate(("relu", 1.6, 0.2, 0.9, 21)):
         changed = theory.variance_trajectory(*(other if k == place else value for k, value in enumerate(asked)))
         assert not np.array_equal(changed, expected)
-    assert mean_field._variances.cache_info().misses == computed + len(asked)
+    assert _variances.cache_info().misses == computed + len(asked)
