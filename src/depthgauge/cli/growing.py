@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, wait
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from depthgauge.progress import Progress
@@ -114,7 +114,10 @@ class Growing:
 
     def _rest(self) -> None:
         """Wait for what the processes do."""
-        wait([*self._futures, *([self._pages] if self._pages else [])])
+        begun: list[Future[Any]] = [*self._futures]
+        if self._pages:
+            begun.append(self._pages)
+        wait(begun)
 
     def _examined(self) -> dict[str, Section]:
         done = [future for future in self._futures if future.done() and not isinstance(future.exception(), Exception)]
