@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,9 +53,23 @@ def channels_of(input_shape: Sequence[int]) -> int:
 def output_shape(module: nn.Module, input_shape: Sequence[int]) -> torch.Size:
     """Shape of one example's output, found on the meta device: nothing is computed, nothing allocated.
 
+    It is found once in a process for equal layers and inputs: networks that differ in their weights alone share it.
+
     Raises:
         ValueError: the input is too small to pass through.
     """
+    tensors_of = [*module.named_parameters(), *module.named_buffers()]
+    alike = repr(module), tuple((name, tensor.shape) for name, tensor in tensors_of), tuple(input_shape)
+    if alike not in _shapes:
+        _shapes[alike] = _passed(module, input_shape)
+    return _shapes[alike]
+
+
+_shapes: dict[tuple[Any, ...], torch.Size] = {}
+
+
+def _passed(module: nn.Module, input_shape: Sequence[int]) -> torch.Size:
+    """The shape that comes out of `module`."""
     tensors = {name: tensor.to("meta") for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
     try:
         # Two examples, because batch normalization in training refuses one where an image has shrunk to a pixel.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from io import BytesIO
 
 from PIL import Image
@@ -28,7 +29,7 @@ def with_palette(png: bytes) -> bytes:
 
 def with_short_numbers(svg: bytes) -> bytes:
     """Return matplotlib's SVG with hundredths of a point, without its bookkeeping, indentation and groups' numbers."""
-    svg = _DECIMALS.sub(lambda found: _short(float(found[0])), _BOOKKEEPING.sub(b"", svg))
+    svg = _DECIMALS.sub(lambda found: _short(found[0]), _BOOKKEEPING.sub(b"", svg))
     svg = re.sub(rb'<g id="[a-z0-9_.]+_\d+">', b"<g>", svg)
     svg = re.sub(rb" ?\n\s*", b"\n", svg)
     svg = re.sub(rb'(?<=[\d"zZ])\n(?=[MLQCz"])', b"", svg)
@@ -36,8 +37,10 @@ def with_short_numbers(svg: bytes) -> bytes:
     return _STYLE.sub(lambda found: found[0].replace(b": ", b":").replace(b"; ", b";"), svg)
 
 
-def _short(value: float) -> bytes:
+@lru_cache(maxsize=1 << 16)  # letters are outlines, whose numbers come again in every figure
+def _short(number: bytes) -> bytes:
     """Two decimals, or four digits of what is below 1: a factor of a transform is one."""
+    value = float(number)
     text = f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"
     text = text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
     return b"0" if text in {"-0", ""} else text.encode()

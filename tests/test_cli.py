@@ -405,6 +405,26 @@ def test_help_and_list_import_nothing_heavy():
     assert done.stderr.split() == []
 
 
+def test_a_run_says_what_it_will_do_before_anything_heavy_is_loaded(tmp_path):
+    """numpy, which tells how fast the machine is, takes a tenth of a second; the others take seconds."""
+    code = f"""
+        import sys
+        from depthgauge.cli import main, output
+
+        def say(line):
+            heavy = {{"torch", "pandas", "scipy", "pyarrow", "matplotlib", "sklearn", "numba"}}
+            print(line.partition(" at ")[0], *sorted(heavy & sys.modules.keys()), sep="; ")
+            sys.stdout.flush()
+            os._exit(0)
+
+        import os
+        output.say = say
+        main(["run", "--out", {str(tmp_path / "x")!r}])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True)
+    assert re.fullmatch(r"\d+ studies\n", done.stdout)
+
+
 def test_the_module_is_a_program():
     done = subprocess.run([sys.executable, "-m", "depthgauge", "--version"], check=True, capture_output=True, text=True)
     assert re.fullmatch(r"depthgauge, version \d+\.\d+.*\n", done.stdout)

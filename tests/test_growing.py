@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from depthgauge import environment, places, running
 from depthgauge.cli import ending, main
-from depthgauge.cli.growing import growing, grows
+from depthgauge.cli.growing import growing, grows, side_by_side
 from depthgauge.progress import Progress
 
 STUDIES = Path(__file__).parent / "engine_studies"
@@ -46,3 +51,77 @@ def test_one_study_or_this_process_alone_lets_nothing_grow(tmp_path: Path) -> No
             follow(Progress(names[0], 1, 1, 0, ended=names[0]))
             assert sections() == {}
             assert not grows(names, workers)
+
+
+class Beside(ThreadPoolExecutor):
+    """Threads in the place of processes."""
+
+    _processes = None
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two studies in this process."""
+    out = tmp_path_factory.mktemp("measured")
+    running.run("refine", "walk", out=out, workers=0, sources=SOURCES[1::2])
+    return out
+
+
+@pytest.fixture
+def stored(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run, where threads stand for processes."""
+    monkeypatch.setattr(places, "beside", Beside)
+    monkeypatch.setattr(environment, "cores", lambda: 2)
+    return shutil.copytree(measured, tmp_path / "x")
+
+
+def test_studies_are_examined_side_by_side_and_one_that_cannot_be_is_left_out(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = side_by_side(stored, ("refine", "walk"))
+    assert {name: section.name for name, section in found.items()} == {"refine": "refine", "walk": "walk"}
+    monkeypatch.setattr(
+        importlib.import_module("depthgauge.cli.report"), "is_todays", lambda _, study: study.name == "walk"
+    )
+    assert list(side_by_side(stored, ("refine", "walk"))) == ["walk"]
+
+
+def test_pages_have_what_is_examined_and_name_what_is_not(stored: Path) -> None:
+    shown: list[str] = []
+    with growing(stored, ("refine", "walk"), 2, lambda page: shown.append(page.read_text("utf-8"))) as (
+        follow,
+        sections,
+    ):
+        follow(Progress("walk", 1, 2, 0, ended="refine"))
+        follow(Progress("walk", 1, 2, 0, alone=True))  # after which nothing runs beside the chunk
+        assert len(shown) == 1
+        assert "study-refine" in shown[0]
+        assert "study-walk" not in shown[0]
+        assert "still to come" in shown[0]
+        follow(Progress("walk", 2, 2, 0, ended="walk"))
+        assert list(sections()) == ["refine", "walk"]
+    assert len(shown) == 1
+
+
+def test_a_page_of_a_run_that_ends_at_once_is_shown(stored: Path) -> None:
+    shown: list[Path] = []
+    with growing(stored, ("refine", "walk"), 2, shown.append) as (follow, sections):
+        follow(Progress("walk", 2, 2, 0, ended="walk"))
+        assert list(sections()) == ["walk"]
+    assert shown == [stored / "report" / "index.html"]
+
+
+def test_a_large_run_is_reported_side_by_side_and_comes_out_the_same(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = []
+    for worth_while, side in ((10**9, 0), (1, 2)):
+        asked: list[Future[Any]] = []
+        submit = Beside.submit
+        monkeypatch.setattr(Beside, "submit", lambda self, *a, to=asked, do=submit: to.append(do(self, *a)) or to[-1])
+        monkeypatch.setattr(importlib.import_module("depthgauge.cli.report"), "_WORTH_WHILE", worth_while)
+        assert CliRunner().invoke(main, ["report", str(stored)]).exit_code == 0
+        monkeypatch.setattr(Beside, "submit", submit)
+        assert len(asked) == side
+        pages.append({path: path.read_bytes() for path in (stored / "report").rglob("*") if path.is_file()})
+    assert pages[0] == pages[1]

@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,45 @@ def test_a_cache_that_is_broken_or_full_is_no_cache():
     assert cache.load_overload(1, 2) is None
     assert cache.save_overload(1, 2) is None
     assert cache.cache_path == "here"
+
+
+class Kept:
+    """Machine code on disk, as numba's cache has it."""
+
+    def __init__(self, disk):
+        self.disk = disk
+
+    def load_overload(self, signature, _):
+        return self.disk.get(signature)
+
+    def save_overload(self, signature, result):
+        self.disk[signature] = result
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_one_process_compiles_another_waits_for_and_loads(tmp_path, kept):
+    """Of locks on a file each opening has its own, so that threads stand for processes."""
+    disk, found = {}, []
+    first, second = (machine_code.Forgiving(Kept(disk), tmp_path) for _ in range(2))
+    assert first.load_overload("observe", None) is None
+    other = threading.Thread(target=lambda: found.append(second.load_overload("observe", None)))
+    other.start()
+    other.join(0.05)
+    assert other.is_alive()
+    if kept:
+        first.save_overload("observe", "code")
+    else:  # its compilation has failed: the turn is the next one's
+        first._turn.close()
+    other.join(30)
+    assert found == ["code" if kept else None]
+    second.save_overload("observe", "code")
+    assert first.load_overload("observe", None) == "code"
+
+
+def test_nobody_waits_where_nothing_is_kept_or_no_lock_is_to_be_had(tmp_path):
+    for place in (None, tmp_path / "gone"):
+        caches = [machine_code.Forgiving(Kept({}), place) for _ in range(2)]
+        assert [cache.load_overload("observe", None) for cache in caches] == [None, None]
 
 
 # A kernel like the probe's that compiles in a tenth of the time.

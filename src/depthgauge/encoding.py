@@ -21,10 +21,11 @@ import pandas as pd  # noqa: F401 - pyarrow imports it at its first array; here,
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from depthgauge import version
 from depthgauge.environment import memory_gib
 from depthgauge.study import COORDINATES, Case, Chunk, Rows, StudyError, Value, spell
 
-SCHEMA = 1
+SCHEMA = version.SCHEMA
 OK, ERROR, TIMEOUT, LOST, MACHINE = "ok", "error", "timeout", "lost", "machine"
 # Not the case's own doing for certain: tried again when the run is resumed.
 TRANSIENT = frozenset({TIMEOUT, LOST, MACHINE})

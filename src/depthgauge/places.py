@@ -96,14 +96,15 @@ class _Spawn(SpawnContext):
     Process = _Spawned
 
 
-def beside() -> ProcessPoolExecutor:
-    """A process of this machine beside the workers, for work of the driver; it is there when this returns.
+def beside(processes: int = 1) -> ProcessPoolExecutor:
+    """Processes of this machine beside the workers, for work of the driver; they are there when this returns.
 
     What starts before the workers is not taken for one of them. It ends with the executor, and with this process.
     """
-    executor = ProcessPoolExecutor(1, mp_context=_Spawn(), initializer=worker.become_worker)
+    executor = ProcessPoolExecutor(processes, mp_context=_Spawn(), initializer=worker.become_worker)
     with _uninterrupted():
-        executor.submit(worker.ping)
+        for _ in range(processes):  # a new process for each, since none of them has answered yet
+            executor.submit(worker.ping)
     return executor
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from depthgauge import costs, identity, jsonfile
-from depthgauge.encoding import LARGEST, SCHEMA, DamagedError, decode
 from depthgauge.folder import Folder, OddFileError
 from depthgauge.study import is_name
+from depthgauge.version import SCHEMA
 
 NAME = "run.json"
 LOST = "lost"  # the entry of a `run.json` that was made again from the chunks
@@ -163,6 +163,9 @@ def recovered(folder: Folder) -> dict[str, Any] | None:
     Raises:
         StoreError: the chunks were not made by one and the same code.
     """
+    # here, for the first line of a run to be said before pandas is loaded
+    from depthgauge.encoding import LARGEST, DamagedError, decode  # noqa: PLC0415
+
     run: dict[str, Any] = {"schema": SCHEMA, "request": {}, "fingerprint": {}, "chunks": {}, "models": {}, LOST: True}
     for study, chunk in stored_chunks(folder):
         try:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from depthgauge import models
+from depthgauge.models import convolution
 
 
 def test_listing_imports_no_torch() -> None:
@@ -155,3 +156,15 @@ def test_layers_of_a_users_own_module() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.PReLU(), nn.Flatten(), nn.Linear(8, 3))
     assert [name for name, _ in models.layers(model)] == ["0", "4"]
     assert models.branch_ends(model) == ()
+
+
+def test_the_shape_of_equal_layers_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "_shapes", {})
+    for seed, layers, side in ((0, 6, 28), (1, 6, 28), (0, 6, 32), (0, 7, 28)):
+        torch.manual_seed(seed)
+        seen = convolution.output_shape(nn.Sequential(nn.Conv2d(1, layers, 5), nn.ReLU()), (1, side, side))
+        assert seen == (layers, side - 4, side - 4)
+    assert len(convolution._shapes) == 3
+    for _ in range(2):
+        with pytest.raises(ValueError, match="too small for this architecture"):
+            convolution.output_shape(nn.Conv2d(1, 6, 5), (1, 3, 3))

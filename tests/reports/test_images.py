@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from io import BytesIO
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from depthgauge.reports import images, style
@@ -78,3 +81,24 @@ def test_a_page_shows_the_smaller_file():
     drawing = Drawing("a", "a", "", "", "", b"png", b"svg+", (Step("1", b"png+", b"svg"), Step("2", b"png", b"")))
     assert drawing.smallest == ("image/png", b"png")
     assert [step.smallest for step in drawing.steps] == [("image/svg+xml", b"svg"), ("image/png", b"png")]
+
+
+def test_both_files_of_a_figure_come_from_one_layout(monkeypatch):
+    counted = Counter()
+
+    def counting(owner, name):
+        method = getattr(owner, name)
+
+        def call(*arguments, **options):
+            counted[name] += 1
+            return method(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    counting(ConstrainedLayoutEngine, "execute")
+    counting(Canvas, "draw")
+    with style.drawing():
+        canvas, axes = plt.subplots()
+        axes.plot([1, 2])
+        style.files(canvas, *FORMATS)
+    assert counted == {"execute": 1, "draw": len(FORMATS)}

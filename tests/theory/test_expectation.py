@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthgauge import theory
-from depthgauge.theory.expectation import correlated, moments
+from depthgauge.theory.activation import activation
+from depthgauge.theory.expectation import correlated, moments, second_moment
 
 QS = [1e-12, 1e-3, 1.0, 37.0, 1e4, 1e8]
 
@@ -151,3 +152,25 @@ def test_many_variances_at_once_are_what_each_is_alone():
             rtol=1e-11,
             atol=1e-200,
         )
+
+
+def asks_autograd(x):
+    """x / cosh(x)^2, for which gradients must be recorded."""
+    (slope,) = torch.autograd.grad(x.tanh().sum(), x, create_graph=True)
+    return slope * x
+
+
+PHIS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "mish": "mish",
+    "prelu": torch.nn.PReLU(init=0.1),
+    "arctan": np.arctan,
+    "asks": asks_autograd,
+}
+
+
+@pytest.mark.parametrize("phi", PHIS.values(), ids=PHIS)
+def test_the_second_moment_alone_is_that_of_all_moments_to_the_bit(phi):
+    phi = activation(phi)
+    assert second_moment(phi, np.array(QS)).tobytes() == moments(phi, np.array(QS)).value2.tobytes()

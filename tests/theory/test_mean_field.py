@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from depthgauge import theory
+from depthgauge.theory.mean_field import _variances
 
 SMOOTH = ["tanh", "sigmoid", "gelu", "silu", "elu", "softplus"]
 
@@ -290,3 +291,17 @@ def test_depth_scales_of_relu_are_the_logarithm_of_half_its_variance(sigma_w):
     assert xi_gradient == pytest.approx(1 / abs(math.log(sigma_w**2 / 2)), rel=1e-9)
     assert math.isnan(xi_c) == (sigma_w**2 > 2)
     assert theory.depth_scales("relu", 2**0.5, 0.0)[1] == math.inf
+
+
+def test_a_trajectory_is_computed_once_and_nobody_else_s_to_change():
+    asked = ("tanh", 1.5, 0.1, 1.0, 20)
+    first = theory.variance_trajectory(*asked)
+    expected = first.copy()
+    first[:] = 0.0
+    computed = _variances.cache_info().misses
+    np.testing.assert_array_equal(theory.variance_trajectory(*asked), expected)
+    assert _variances.cache_info().misses == computed
+    for place, other in enumerate(("relu", 1.6, 0.2, 0.9, 21)):
+        changed = theory.variance_trajectory(*(other if k == place else value for k, value in enumerate(asked)))
+        assert not np.array_equal(changed, expected)
+    assert _variances.cache_info().misses == computed + len(asked)

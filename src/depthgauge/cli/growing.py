@@ -5,8 +5,8 @@
         kept = sections()                      # waits for the last one
     render(stored, studies, kept=kept)
 
-Examining goes on in a process of its own, so that it stops no worker, and what an analysis sets reaches no chunk; while
-a chunk is timed, it rests.
+Examining goes on in processes of its own, as many side by side as there are cores: it stops no worker, and what an
+analysis sets reaches no chunk; while a chunk is timed, it rests.
 """
 
 # ruff: noqa: PLC0415 - what examines a study is imported where that is done, and the workers start at once
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, wait
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from depthgauge.progress import Progress
@@ -58,7 +58,7 @@ def grows(studies: Sequence[str], workers: int | None) -> bool:
 
 
 class Growing:
-    """A process that examines studies, one after another, and writes the pages of those that it has.
+    """Processes that examine studies side by side, and write the pages of those that are examined.
 
     Args:
         directory: the run's.
@@ -68,14 +68,16 @@ class Growing:
 
     def __init__(self, directory: Path, studies: Sequence[str], shown: Callable[[Path], None] | None = None) -> None:
         self._directory = directory.absolute()
-        self._coming = list(studies)
+        self._studies = tuple(studies)
         self._shown = shown
         self._futures: list[Future[Section | None]] = []
+        self._pages: Future[None] | None = None  # the last that were begun
+        self._written = 0  # sections that they have
 
     def __enter__(self) -> Self:
-        from depthgauge import places
+        from depthgauge import environment, places
 
-        self._executor = places.beside()
+        self._executor = places.beside(min(len(self._studies), environment.cores()))
         self._processes = tuple((self._executor._processes or {}).values())
         return self
 
@@ -88,37 +90,75 @@ class Growing:
     def follow(self, progress: Progress) -> None:
         """Examine what has ended; wait for that where the next chunk is timed."""
         if progress.ended:
-            self._coming.remove(progress.ended)
-            with contextlib.suppress(BrokenExecutor):  # what is not examined now is at the end
-                task = self._executor.submit(_add, self._directory, progress.ended, tuple(self._coming))
-                self._futures.append(task)
+            self.examine(progress.ended)
+        self._write()
         if progress.alone:
-            wait(self._futures)
+            self._rest()
+            self._write()
+            self._rest()
         self._show()
+
+    def examine(self, name: str) -> None:
+        """Begin to examine a study, all of whose rows are stored."""
+        with contextlib.suppress(BrokenExecutor):  # what is not examined now is at the end
+            self._futures.append(self._executor.submit(examined, self._directory, name))
 
     def sections(self) -> dict[str, Section]:
         """The studies that were examined without an error, by name; waits for them."""
-        wait(self._futures)
+        self._rest()
+        if self._shown:
+            self._write()
+            self._rest()
         self._show()
-        sections = (future.result() for future in self._futures if not isinstance(future.exception(), Exception))
-        return {section.name: section for section in sections if section is not None}
+        return self._examined()
+
+    def _rest(self) -> None:
+        """Wait for what the processes do."""
+        begun: list[Future[Any]] = [*self._futures]
+        if self._pages:
+            begun.append(self._pages)
+        wait(begun)
+
+    def _examined(self) -> dict[str, Section]:
+        done = [future for future in self._futures if future.done() and not isinstance(future.exception(), Exception)]
+        return {section.name: section for future in done if (section := future.result()) is not None}
+
+    def _write(self) -> None:
+        """Begin the pages of all examined so far, unless others are being written, or have the same."""
+        sections = self._examined()
+        if len(sections) == self._written or not (self._pages is None or self._pages.done()):
+            return
+        self._written = len(sections)
+        coming = tuple(name for name in self._studies if name not in sections)
+        with contextlib.suppress(BrokenExecutor):  # all pages are written at the end
+            self._pages = self._executor.submit(_write, self._directory, tuple(sections.values()), coming)
 
     def _show(self) -> None:
         page = self._directory / "report" / "index.html"
-        if self._shown and any(future.done() for future in self._futures) and page.exists():
+        if self._shown and self._pages and self._pages.done() and page.exists():
             self._shown(page)
             self._shown = None
 
 
-# -- in the process of its own -----------------------------------------------------------------------------------------
+def side_by_side(directory: Path, names: Sequence[str]) -> dict[str, Section]:
+    """Examine stored studies in processes of their own; those that one of them cannot are not in the answer.
 
-_sections: list[Section] = []
+    Args:
+        directory: the run's.
+        names: studies that are stored in it.
+    """
+    with Growing(directory, names) as page:
+        for name in names:
+            page.examine(name)
+        return page.sections()
 
 
-def _add(directory: Path, name: str, coming: tuple[str, ...]) -> Section | None:
-    """Examine a study, and write the pages of all examined so far; None where its section is not to be kept."""
+# -- in a process of its own -------------------------------------------------------------------------------------------
+
+
+def examined(directory: Path, name: str) -> Section | None:
+    """Examine a stored study; None where its section is not to be kept."""
     from depthgauge import store
-    from depthgauge.reports import rendering
     from depthgauge.reports.content import examine
 
     stored = store.read(directory)
@@ -126,11 +166,15 @@ def _add(directory: Path, name: str, coming: tuple[str, ...]) -> Section | None:
     if study is None:
         return None
     section, errors = examine(stored, name, study, lambda _: None)
-    if errors:
-        return None
-    _sections.append(section)
-    rendering.render_partly(stored, _sections, coming)
-    return section
+    return None if errors else section
+
+
+def _write(directory: Path, sections: Sequence[Section], coming: Sequence[str]) -> None:
+    """Write the pages of these studies; they say which are to come."""
+    from depthgauge import store
+    from depthgauge.reports import rendering
+
+    rendering.render_partly(store.read(directory), sections, coming)
 
 
 def _loaded(stored: Stored, name: str) -> Study | None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from depthgauge.store import Stored
     from depthgauge.study import Study
 
+_WORTH_WHILE = 100  # chunks, of which another process, which takes two seconds to begin, spares more
+
 
 @click.command()
 @click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY...", type=click.Path(path_type=Path))
@@ -89,7 +91,22 @@ def _render(runs: Sequence[Stored], out: Path | None, sources: Sequence[str]) ->
         studies |= load(stored, stored.studies, sources)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    render(joined, studies)
+    render(joined, studies, _examined(joined, studies) if out is None and not sources else None)
+
+
+def _examined(stored: Stored, studies: Mapping[str, Study]) -> dict[str, Section]:
+    """Several studies, examined side by side; none where they are too small to be worth other processes."""
+    from depthgauge import environment
+    from depthgauge.cli.growing import side_by_side
+
+    names = [name for name in stored.studies if name in studies]
+    if min(len(names), environment.cores()) < 2 or sum(len(stored.chunks(name)) for name in names) < _WORTH_WHILE:
+        return {}
+    output.show("analysing and drawing")
+    try:
+        return side_by_side(stored.directory, names)
+    finally:
+        output.show("")
 
 
 def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[str, Study]:

@@ -112,8 +112,6 @@ def _run(options: Options) -> None:
     if options.asked and options.model is None:
         raise click.UsageError(f"{options.asked.source} describes a model's inputs: name the model by --model")
     with sentences():
-        from depthgauge.store import storage_errors
-
         questions = _questions(options)
         request = _request(options)
         out = options.out or default_directory(options.studies, request.preset, request.device, request.model)
@@ -132,6 +130,8 @@ def _run(options: Options) -> None:
             output.show("analysing and drawing what was measured last")
             kept = sections()
             output.show("")
+        from depthgauge.store import storage_errors  # with pandas: not before the first line
+
         with _resumable(out), storage_errors(f"the report of {out} cannot be written"):
             _report(outcome, options.sources, kept)
         if options.opened and not kept:
@@ -148,7 +148,7 @@ def _run(options: Options) -> None:
 
 def _request(options: Options) -> Request:
     from depthgauge import environment, models
-    from depthgauge.running import Request
+    from depthgauge.request import Request  # not from `running`, which imports pandas: the first line comes before it
 
     environment.device(options.device)  # what is misspelt is told first
     target = None if options.model is None else models.target(options.model, options.asked)

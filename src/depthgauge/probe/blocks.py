@@ -126,7 +126,7 @@ def entry_point(function: Function) -> Function:
     """Compile for calls by Python, and keep the machine code on disk; the function's closure must hold `SOURCES`."""
     with kept_in(_FOLDER) as keep:
         dispatcher: Any = njit(cache=keep, **OPTIONS)(function)
-    dispatcher._cache = Forgiving(dispatcher._cache)
+    dispatcher._cache = Forgiving(dispatcher._cache, _FOLDER)
     return cast("Function", dispatcher)
 
 

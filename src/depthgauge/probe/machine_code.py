@@ -12,7 +12,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,21 +83,52 @@ def kept_in(place: Path | None) -> Iterator[bool]:
 
 
 class Forgiving:
-    """A cache of numba's that is no cache where the disk is full, or a file is broken: the kernel is compiled."""
+    """A cache of numba's that is no cache where the disk is full, or a file is broken: the kernel is compiled.
 
-    def __init__(self, cache: Any) -> None:
+    What is not there one process compiles; others that want it meanwhile wait, and load it.
+
+    Args:
+        cache: numba's.
+        place: the folder that it is kept in; None where nothing is kept, and nobody waits.
+    """
+
+    def __init__(self, cache: Any, place: Path | None = None) -> None:
         self._cache = cache
+        self._place = place
+        self._turn = ExitStack()  # holds the lock from a miss until the code is kept
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        """The machine code, or None."""
-        return _or_none(self._cache.load_overload, signature, context)
+        """The machine code, or None: then it is this process's turn to compile it."""
+        if (found := _or_none(self._cache.load_overload, signature, context)) is not None:
+            return found
+        self._turn.close()  # of a compilation that has failed
+        self._turn.enter_context(turn(self._place))
+        found = _or_none(self._cache.load_overload, signature, context)  # who had the turn before may have kept it
+        if found is not None:
+            self._turn.close()
+        return found
 
     def save_overload(self, signature: Any, result: Any) -> None:
         """Keep machine code if it can be."""
         _or_none(self._cache.save_overload, signature, result)
+        self._turn.close()
+
+
+@contextmanager
+def turn(place: Path | None) -> Iterator[None]:
+    """Wait until no other process is in such a block for that folder; do not wait where locks are unknown."""
+    try:
+        import fcntl  # noqa: PLC0415 - not on every system
+    except ImportError:
+        place = None
+    with ExitStack() as held:
+        if place is not None:
+            with suppress(OSError):  # a disk without locks
+                fcntl.flock(held.enter_context((place / ".turn").open("ab")), fcntl.LOCK_EX)
+        yield
 
 
 def _or_none(function: Callable[..., Any], *arguments: Any) -> Any:

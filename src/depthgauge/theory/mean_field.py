@@ -30,7 +30,7 @@ import numpy as np
 
 from depthgauge.theory.activation import Activation, Array, Phi, activation
 from depthgauge.theory.arguments import non_negative, whole
-from depthgauge.theory.expectation import Moments, correlated, moments
+from depthgauge.theory.expectation import Moments, correlated, moments, second_moment
 
 # What the quadrature can tell from zero: closer to 1 than this, a slope is 1 and its depth scale infinite.
 _EXACT = 2e-12
@@ -176,7 +176,7 @@ def _fixed_variance(phi: Activation, sigma_w: float, sigma_b: float) -> float:
     def excess(q: Array) -> Array:
         """V(q) / q - 1."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray((sigma_w**2 * moments(phi, q).value2 + sigma_b**2) / q - 1)
+            return np.asarray((sigma_w**2 * second_moment(phi, q) + sigma_b**2) / q - 1)
 
     start = float(excess(np.ones(1))[0])
     if abs(start) <= _EXACT:
@@ -301,9 +301,16 @@ def variance_trajectory(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, de
     Infinity is a result: a variance that leaves the range of a double.
     """
     sigma_w, sigma_b = _parameters(sigma_w, sigma_b)
-    phi = activation(phi)
-    q = np.empty(whole("depth", depth, least=0) + 1)
-    q[0] = non_negative("q_0", q_0)
+    return _variances(
+        activation(phi), sigma_w, sigma_b, non_negative("q_0", q_0), whole("depth", depth, least=0)
+    ).copy()
+
+
+@lru_cache(maxsize=1024)
+def _variances(phi: Activation, sigma_w: float, sigma_b: float, q_0: float, depth: int) -> Array:
+    """`variance_trajectory`, kept: signal, gradient and both of finite width ask for the same one."""
+    q = np.empty(depth + 1)
+    q[0] = q_0
     for layer in range(1, len(q)):
         q[layer] = _next_variance(phi, sigma_w, sigma_b, float(q[layer - 1]))
         if q[layer] == q[layer - 1]:
@@ -315,7 +322,7 @@ def variance_trajectory(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, de
 def _next_variance(phi: Activation, sigma_w: float, sigma_b: float, q: float) -> float:
     if q > 1e290:  # phi^2 would overflow under the integral
         return math.inf
-    return sigma_w**2 * float(moments(phi, np.array([q])).value2[0]) + sigma_b**2
+    return sigma_w**2 * float(second_moment(phi, np.array([q]))[0]) + sigma_b**2
 
 
 def correlation_trajectory(

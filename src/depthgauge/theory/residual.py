@@ -17,7 +17,7 @@ import numpy as np
 
 from depthgauge.theory.activation import NODES, WEIGHTS, Activation, Array, Phi, activation
 from depthgauge.theory.arguments import non_negative, whole
-from depthgauge.theory.expectation import moments
+from depthgauge.theory.expectation import second_moment
 
 Order = Literal["pre", "post", "pre-norm"]
 
@@ -67,7 +67,7 @@ def residual_trajectory(
             q[block:] = math.inf
             break
         at = q[block] if order == "pre" else 1.0
-        q[block + 1] = q[block] + (scale * sigma_w) ** 2 * float(moments(phi, np.array([at])).value2[0])
+        q[block + 1] = q[block] + (scale * sigma_w) ** 2 * float(second_moment(phi, np.array([at]))[0])
     return q
 
 
