@@ -63,7 +63,7 @@ def by_stand_in(builder: Any, places: Any) -> list[Any]:
     known = builder.module.globals.get(STAND_IN)
     look_up = known or declared(builder, STAND_IN, kind, [kind, kind])
     if known is None:
-        look_up.linkage = "internal"
+        look_up.linkage = "linkonce_odr"
         look_up.attributes.add("noinline")
         _define_stand_in(look_up)
     return by_tables(builder, places, look_up)

@@ -39,8 +39,6 @@ from depthgauge.probe.vectors import (
     with_sticky_bit,
 )
 
-NEEDS = "avx512bw"  # as LLVM calls it: 512 bits as 16-bit numbers; AVX-512F is part of it
-
 
 @inline
 def _planes(data: Word, field: Word, open_at: Word) -> Any:

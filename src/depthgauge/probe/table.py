@@ -107,7 +107,7 @@ def functions(method: str, lanes: int) -> tuple[Part, Part]:
     def place_of(place: Word) -> Word:
         return (place & ~(lanes - 1)) | ((place & 1) * half) | ((place & (lanes - 1)) >> 1)
 
-    classify_open = classifies(method + "'s table", place_of)
+    classify_open = classifies(f"{method}.table", place_of)
 
     @inline
     def encode(data: Word, codes_at: Word, flagged_at: Word) -> Any:
