@@ -101,6 +101,8 @@ TENSORS = {
     "two sizes, far apart": lambda: torch.cat([torch.randn(3000) * 1e20, torch.randn(3000) * 1e-20]),
     "all binades": lambda: torch.randn(6000).sign() * 2.0 ** torch.linspace(-149, 127.9, 6000),
     "more than one block, with a rest": lambda: torch.randn(2 * 4096 + 512 + 31),
+    "a rest of zeros": lambda: torch.cat([torch.randn(512), torch.zeros(41)]),
+    "far apart, more than 16 bits count": lambda: torch.exp(8 * torch.randn(140_001)) * (torch.rand(140_001) < 0.2),
     "off the boundaries of vectors": lambda: torch.randn(3001)[1:],
     "one number that is not finite": lambda: torch.cat([torch.randn(5000), torch.tensor([math.inf])]),
     "negative": lambda: -torch.rand(4000),

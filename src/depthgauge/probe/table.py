@@ -43,7 +43,8 @@ PARTS = (
 )
 ENTRIES = 256 * PARTS
 TABLES = 4
-MOST = 65535 - 4096  # numbers in the tables before a block: the sum of their entries has 16 bits
+# Numbers in the tables before a block of 4096, and zeros that fill its last vector: sums of entries have 16 bits.
+MOST = 65535 - 4096 - 32
 
 
 def buffers() -> dict[int, NDArray[Any]]:
@@ -76,7 +77,8 @@ def _add_up(state: Word, row: Word) -> None:
         return
     entries, dense = at(words[TABLES_AT], np.uint16), at(words[blocks.DENSE_AT], np.int64)
     totals = at(words[CODES_AT], np.uint16)
-    lowest = max(words[LOWEST], 1)
+    # Entries of field 0 come first: zeros, and subnormal numbers, which are in cells already.
+    lowest = min(max(words[LOWEST], 1), words[HIGHEST] + 1)
     for field in range(lowest - 1, words[HIGHEST] + 1):
         first = field * PARTS if field >= lowest else 0
         for part in range(PARTS):
