@@ -130,24 +130,27 @@ def measures(method: str, lanes: int) -> Any:
         Numbers that are not finite make the sum of squares not finite; finite ones cannot.
         """
         x = at(data, np.float32)
-        totals, squares, products = splat(0.0, doubles), splat(0.0, doubles), splat(1.0, doubles)
-        leasts = mosts = splat(x[0], floats)
         whole = n & ~(lanes - 1)
-        for start in range(0, whole, 64 * lanes):
-            # The product of 64 significands is below 2^64, and needs one logarithm instead of 64.
-            product = splat(np.float32(1), floats)
-            for i in range(start, min(start + 64 * lanes, whole), lanes):
-                values = load(data + i * 4, floats)
-                leasts, mosts = lesser(values, leasts), greater(values, mosts)
-                product = product * bits_as((bits_as(values, integers) & 0x7FFFFF) | 0x3F800000, floats)
-                wide = widened(values)
-                totals = totals + wide
-                squares = plus_square(squares, wide)
-            products = products * widened(product)
-        total, square, least, most = total_of(totals), total_of(squares), least_of(leasts), greatest_of(mosts)
-        # Products of up to 2^256: exponents are added, significands multiplied.
-        exponents = np.int64(total_of(bits_as(products, longs) >> 52)) - lanes * 1023
-        product_of_all = product_of(bits_as((bits_as(products, longs) & 0xFFFFFFFFFFFFF) | (1023 << 52), doubles))
+        total, square, exponents, product_of_all = 0.0, 0.0, 0, 1.0
+        least = most = x[0]
+        if whole:
+            totals, squares, products = splat(0.0, doubles), splat(0.0, doubles), splat(1.0, doubles)
+            leasts = mosts = splat(x[0], floats)
+            for start in range(0, whole, 64 * lanes):
+                # The product of 64 significands is below 2^64, and needs one logarithm instead of 64.
+                product = splat(np.float32(1), floats)
+                for i in range(start, min(start + 64 * lanes, whole), lanes):
+                    values = load(data + i * 4, floats)
+                    leasts, mosts = lesser(values, leasts), greater(values, mosts)
+                    product = product * bits_as((bits_as(values, integers) & 0x7FFFFF) | 0x3F800000, floats)
+                    wide = widened(values)
+                    totals = totals + wide
+                    squares = plus_square(squares, wide)
+                products = products * widened(product)
+            total, square, least, most = total_of(totals), total_of(squares), least_of(leasts), greatest_of(mosts)
+            # Products of up to 2^256: exponents are added, significands multiplied.
+            exponents = np.int64(total_of(bits_as(products, longs) >> 52)) - lanes * 1023
+            product_of_all = product_of(bits_as((bits_as(products, longs) & 0xFFFFFFFFFFFFF) | (1023 << 52), doubles))
         bits = at(data, np.uint32)
         for i in range(whole, n):
             value = np.float64(x[i])

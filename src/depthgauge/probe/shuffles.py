@@ -29,7 +29,6 @@ from depthgauge.probe.vectors import (
     bits_of,
     even_places,
     halves_of,
-    lesser,
     load,
     odd_places,
     splat,
@@ -55,10 +54,13 @@ HALVES, INTEGERS = Vector("u16", 16), Vector("u32", 8)
 
 @inline
 def _magnitudes(data: Word) -> Any:
-    """16 numbers without the sign, 0, 8, 1, 9, ...: 8 bits of exponent, 7 of the fraction, whether there is more."""
+    """16 numbers 0, 8, 1, 9, ... without sign: 8 bits of exponent, 7 of the fraction, whether there is more; less 1.
+
+    The 1 costs nothing, as it is the bit for whether there is more, and puts powers of two beside the last fractions.
+    """
     left, right = load(data, HALVES), load(data + 32, HALVES)
     high = odd_places(left, right)
-    return (high + high) | lesser(even_places(left, right), splat(1, HALVES))
+    return high + high + where(even_places(left, right) != 0, 0, splat(0xFFFF, HALVES))
 
 
 @inline
@@ -189,20 +191,20 @@ def counts_by(look_up: Any) -> Part:
         first, second = _magnitudes(data), _magnitudes(data + 64)
         exponents = odd_places(bits_as(first, BYTES), bits_as(second, BYTES))
         fractions = even_places(bits_as(first, BYTES), bits_as(second, BYTES))
-        # Powers of two, and from 254 of 256 on.
-        below = where((fractions - 1) >= 253, splat(255, BYTES), splat(field, BYTES) - exponents)
+        # From 253 on are the fractions from 254 of 256 on, and that of powers of two: 255, as is zero's exponent.
+        below = where(fractions >= 253, splat(255, BYTES), splat(field, BYTES) - exponents)
         low, high, uncounted = one_bit(below)
-        at(open_at, np.uint32)[0] = bits_of(uncounted & ((exponents | fractions) != 0))
+        at(open_at, np.uint32)[0] = bits_of(uncounted & (exponents != 255))
         store(planes_at, low)
         store(planes_at + PLANE, high)
-        # The edges of formats.EDGES below 127/128, in units of 1/256.
-        part = fractions >= 192
+        # The edges of formats.EDGES below 127/128, in units of 1/256, less 1.
+        part = fractions >= 191
         store(planes_at + 2 * PLANE, where(part, low, 0))
         store(planes_at + 3 * PLANE, where(part, high, 0))
-        part = fractions > 208
+        part = fractions > 207
         store(planes_at + 4 * PLANE, where(part, low, 0))
         store(planes_at + 5 * PLANE, where(part, high, 0))
-        part = fractions >= 224
+        part = fractions >= 223
         store(planes_at + 6 * PLANE, where(part, low, 0))
         store(planes_at + 7 * PLANE, where(part, high, 0))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from depthgauge.probe import blocks
 from depthgauge.probe.binades import FIRST_WORD, OPEN_AT, ask_for, classifies, inline
-from depthgauge.probe.blocks import Part, Word, at, compiled, compiled_for, copy, touch
+from depthgauge.probe.blocks import Part, Word, at, classify32, compiled, compiled_for, copy, touch
 from depthgauge.probe.rows import ZEROS
 from depthgauge.probe.vectors import (
     Vector,
@@ -43,6 +43,8 @@ PARTS = (
 )
 ENTRIES = 256 * PARTS
 TABLES = 4
+ENTRY = Vector("u16", PARTS)  # of an exponent field
+FEW = 16  # numbers that are classified one at a time
 # Numbers in the tables before a block of 4096, and zeros that fill its last vector: sums of entries have 16 bits.
 MOST = 65535 - 4096 - 32
 
@@ -54,6 +56,22 @@ def buffers() -> dict[int, NDArray[Any]]:
         TABLES_AT: np.zeros(TABLES * ENTRIES, u16),
         PADDED_AT: np.zeros(64, u32),
     }
+
+
+@compiled
+def _classify(state: Word, row: Word, data: Word, n: Word) -> None:
+    bits = at(data, np.uint32)
+    for i in range(n):
+        classify32(state, row, bits[i])
+
+
+@compiled
+def _pad(target: Word, data: Word, n: Word, lanes: Word) -> None:
+    """Copy n numbers, and zeros up to `lanes`."""
+    copy(target, data, 0, n)
+    padded = at(target, np.uint32)
+    for i in range(n, lanes):
+        padded[i] = u32(0)
 
 
 @compiled
@@ -75,16 +93,18 @@ def _add_up(state: Word, row: Word) -> None:
     words = at(state, np.int64)
     if not words[TABULATED]:
         return
-    entries, dense = at(words[TABLES_AT], np.uint16), at(words[blocks.DENSE_AT], np.int64)
+    dense = at(words[blocks.DENSE_AT], np.int64)
     totals = at(words[CODES_AT], np.uint16)
     # Entries of field 0 come first: zeros, and subnormal numbers, which are in cells already.
     lowest = min(max(words[LOWEST], 1), words[HIGHEST] + 1)
     for field in range(lowest - 1, words[HIGHEST] + 1):
         first = field * PARTS if field >= lowest else 0
-        for part in range(PARTS):
-            i = first + part
-            totals[part] = u16(entries[i] + entries[ENTRIES + i] + entries[2 * ENTRIES + i] + entries[3 * ENTRIES + i])
-            entries[i] = entries[ENTRIES + i] = entries[2 * ENTRIES + i] = entries[3 * ENTRIES + i] = u16(0)
+        place = words[TABLES_AT] + 2 * first
+        total = splat(0, ENTRY)
+        for table in range(TABLES):
+            total = total + load(place + table * 2 * ENTRIES, ENTRY)
+            store(place + table * 2 * ENTRIES, splat(0, ENTRY))
+        store(words[CODES_AT], total)
         if not first:
             at(row, np.int64)[ZEROS] += np.int64(totals[0])
             continue
@@ -142,10 +162,7 @@ def functions(method: str, lanes: int) -> tuple[Part, Part]:
         for i in range(0, whole, lanes):
             below = lesser(below, encode(data + 4 * i, words[CODES_AT] + 2 * i, words[OPEN_AT] + (i >> 3)))
         if n > whole:
-            padded = at(words[PADDED_AT], np.uint32)
-            for i in range(lanes):
-                padded[i] = u32(0)
-            copy(words[PADDED_AT], data + 4 * whole, 0, n - whole)
+            _pad(words[PADDED_AT], data + 4 * whole, n - whole, lanes)
             last = encode(words[PADDED_AT], words[CODES_AT] + 2 * whole, words[OPEN_AT] + (whole >> 3))
             below, whole = lesser(below, last), whole + lanes
         words[LOWEST] = min(words[LOWEST], np.int64(least_of(below)) >> 8)
@@ -154,6 +171,9 @@ def functions(method: str, lanes: int) -> tuple[Part, Part]:
     @compiled_for(method)
     def count(state: Word, row: Word, data: Word, n: Word, field: Word, ahead: Word, beside: Word) -> None:  # noqa: PLR0917 # see blocks.observers
         words = at(state, np.int64)
+        if n < FEW:
+            _classify(state, row, data, n)
+            return
         if words[TABULATED] > MOST:
             _add_up(state, row)
         if not words[TABULATED]:
