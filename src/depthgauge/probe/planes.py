@@ -111,6 +111,6 @@ def _count_window(state: Word, data: Word, n: Word, field: Word, ahead: Word, be
     store(words[window.COUNTS_AT], column_counts((ones, twos, fours, eights, c16, c32, c64, c128)))
 
 
-_block32, _finish = window.block_functions("planes", 32, _count_window, inline(lambda place: place))
+_block32, _finish = window.block_functions("planes", 32, window.GROUP, _count_window, inline(lambda place: place))
 observe, observe_all = blocks.observers("planes", _block32, _finish, keep, BLOCK)
 METHOD = blocks.Method(*blocks.entry_points(sys.modules[__name__]), BLOCK, window.buffers, window.NEXT_WORD)

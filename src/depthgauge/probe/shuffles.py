@@ -245,6 +245,6 @@ def _buffers() -> dict[int, NDArray[Any]]:
     }
 
 
-_block32, _finish = window.block_functions("shuffles", 16, counts_by(lookup.CHOSEN), _place_of)
+_block32, _finish = window.block_functions("shuffles", 16, 3 * GROUP, counts_by(lookup.CHOSEN), _place_of)
 observe, observe_all = blocks.observers("shuffles", _block32, _finish, keep, BLOCK)
 METHOD = blocks.Method(*blocks.entry_points(sys.modules[__name__]), BLOCK, _buffers, SIXTEENS_AT + 1)

@@ -32,12 +32,13 @@ GROUP = 512  # numbers: a window's are a multiple
 NORMAL = 16  # the largest exponent field of 16 binades that end above the subnormal numbers
 
 
-def block_functions(method: str, lanes: int, count_window: Part, place_of: Part) -> tuple[Part, Part]:
+def block_functions(method: str, lanes: int, least: int, count_window: Part, place_of: Part) -> tuple[Part, Part]:
     """The functions `block32` and `finish` of a method; see `blocks.observers`.
 
     Args:
         method: its name.
         lanes: numbers that are read at once for moments, and for the table: 16 or 32.
+        least: numbers from which on a window takes less time than the table; at least GROUP.
         count_window: `(state, data, n, field, ahead, beside)` counts those of n <= BLOCK numbers, a multiple of GROUP,
             that lie in the 16 binades from the exponent field on, but for powers of two and the last 128th of a binade.
             It writes the counts, and which numbers are open: neither counted nor zero.
@@ -65,7 +66,7 @@ def block_functions(method: str, lanes: int, count_window: Part, place_of: Part)
         if field == NOTHING:
             return
         done: Word = 0
-        if n >= GROUP and not at(state, np.int64)[SPREAD]:
+        if n >= least and not at(state, np.int64)[SPREAD]:
             done = histogram(state, row, data, n & ~(GROUP - 1), field, ahead, beside)
         if done < n:
             tabulate(state, row, data + 4 * done, n - done, field, ahead, beside)
