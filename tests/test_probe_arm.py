@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthgauge.probe import blocks, lookup, pairs, processor, shuffles, vectors, window
+from depthgauge.probe import blocks, lookup, pairs, processor, shuffles, turns, window
 from depthgauge.probe.binades import BLOCK
 from depthgauge.probe.compiled import CompiledKernel
 from depthgauge.probe.rows import KEYS, MAX, MIN, SUM, SUM_OF_LOG2, SUM_OF_SQUARES, WORDS, ZEROS
@@ -37,7 +37,7 @@ def kernel():
         finish(state, row)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vectors, "BLENDS", False)
+        patch.setattr(turns, "BLENDS", False)
         observe.compile("void(int64, int64, int64, int64)")
     return observe
 

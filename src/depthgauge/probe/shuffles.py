@@ -21,16 +21,14 @@ from numpy.typing import NDArray
 
 from depthgauge.probe import blocks, lookup, window
 from depthgauge.probe.binades import BLOCK, OPEN_AT, ask_for, inline, keep
-from depthgauge.probe.blocks import Part, Word, at, compiled
+from depthgauge.probe.blocks import Part, Word, at, compiled, compiled_for
 from depthgauge.probe.lookup import BYTES
+from depthgauge.probe.turns import even_places, halves_of, odd_places
 from depthgauge.probe.vectors import (
     Vector,
     bits_as,
     bits_of,
-    even_places,
-    halves_of,
     load,
-    odd_places,
     splat,
     store,
     where,
@@ -134,7 +132,7 @@ def _halving(size: int) -> Part:
     """
     left_halves, right_halves = halves_of(size)
 
-    @compiled
+    @compiled_for(f"shuffles.{size}")
     def halve(digits_at: Word, vectors: Word, digits: Word) -> None:
         for pair in range(vectors >> 1):
             carry = splat(0, BYTES)
@@ -208,7 +206,7 @@ def counts_by(look_up: Any) -> Part:
         store(planes_at + 6 * PLANE, where(part, low, 0))
         store(planes_at + 7 * PLANE, where(part, high, 0))
 
-    @compiled
+    @compiled_for(f"shuffles.{look_up.__name__}")
     def count_window(state: Word, data: Word, n: Word, field: Word, ahead: Word, beside: Word) -> None:  # noqa: PLR0917 # see blocks.observers
         """Count n numbers; see `window.block_functions`."""
         words = at(state, np.int64)

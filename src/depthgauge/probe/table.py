@@ -18,14 +18,13 @@ from depthgauge.probe import blocks
 from depthgauge.probe.binades import FIRST_WORD, OPEN_AT, ask_for, classifies, inline
 from depthgauge.probe.blocks import Part, Word, at, classify32, compiled, compiled_for, copy, touch
 from depthgauge.probe.rows import ZEROS
+from depthgauge.probe.turns import even_places, odd_places
 from depthgauge.probe.vectors import (
     Vector,
     bits_of,
-    even_places,
     least_of,
     lesser,
     load,
-    odd_places,
     splat,
     store,
     where,
