@@ -81,6 +81,7 @@ def _define_stand_in(function: Any) -> None:
     builder.ret(result)
 
 
+_tuple: Any = types.Tuple  # carries no types
 _WAYS = {
     "x86_64": by_shuffles_of_avx2,
     "AMD64": by_shuffles_of_avx2,
@@ -102,7 +103,7 @@ def one_bit_of_16(look_up: Any) -> Any:
         def generate(context: Any, builder: Any, typed: Any, operands: Any) -> Any:
             return context.make_tuple(builder, typed.return_type, look_up(builder, operands[0]))
 
-        result: Any = types.Tuple([BYTES, BYTES, Vector("bit", 32)])
+        result = _tuple([BYTES, BYTES, Vector("bit", 32)])
         return result(places), generate
 
     return one_bit

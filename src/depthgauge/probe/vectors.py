@@ -319,7 +319,7 @@ def mask_of(_context: Any, bits: Any) -> Any:
 @lowering
 def bits_of(_context: Any, mask: Any) -> Any:
     """A mask as a number of as many bits."""
-    scalar = {16: types.uint16, 32: types.uint32}[mask.length]
+    scalar: Any = {16: types.uint16, 32: types.uint32}[mask.length]
     return scalar(mask), lambda _context, builder, _typed, operands: builder.bitcast(
         operands[0], ir.IntType(mask.length)
     )
