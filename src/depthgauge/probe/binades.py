@@ -1,4 +1,4 @@
-"""What the kernels share that count numbers as set bits, sixteen binades at a time (`planes`, `shuffles`).
+"""Parts that the kernels share that count numbers as set bits, sixteen binades at a time (`planes`, `shuffles`).
 
 Both read a block twice: for its moments, which also tell its largest number, and then for the histogram below that
 number. A number that got no bit stays open, and is classified by itself.
@@ -60,7 +60,7 @@ FIRST_WORD = SEGMENTS_AT + 1
 
 
 def buffers() -> dict[int, NDArray[Any]]:
-    """What the functions here need in memory."""
+    """Arrays that the functions here need."""
     return {
         OPEN_AT: np.zeros(BLOCK // 64, u64),
         PLACES_AT: np.zeros(BLOCK + 2, u16),
@@ -131,7 +131,8 @@ def measures(method: str, lanes: int) -> Any:
         """
         x = at(data, np.float32)
         whole = n & ~(lanes - 1)
-        total, square, exponents, product_of_all = 0.0, 0.0, 0, 1.0
+        total, square, product_of_all = 0.0, 0.0, 1.0
+        exponents: Word = 0
         least = most = x[0]
         if whole:
             totals, squares, products = splat(0.0, doubles), splat(0.0, doubles), splat(1.0, doubles)

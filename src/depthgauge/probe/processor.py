@@ -1,4 +1,4 @@
-"""Which vector registers numba compiles for, whatever the machine has: LLVM tells by what it makes of an addition."""
+"""Vector registers that numba compiles for, whatever the machine has: LLVM tells by what it makes of an addition."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def vectors_of(triple: str, processor: str, features: str) -> str | None:
 
 
 def vectors() -> str | None:
-    """Those of the processor that numba compiles for: this one, or what `NUMBA_CPU_NAME` and its like say."""
+    """Name those of the processor that numba compiles for: this one, or that of `NUMBA_CPU_NAME` and its like."""
     return vectors_of(*_target.target_context.codegen().magic_tuple())

@@ -49,7 +49,7 @@ MOST = 65535 - 4096 - 32
 
 
 def buffers() -> dict[int, NDArray[Any]]:
-    """What a table needs in memory."""
+    """Arrays that a table needs."""
     return {
         CODES_AT: np.zeros(CHUNK, u16),
         TABLES_AT: np.zeros(TABLES * ENTRIES, u16),

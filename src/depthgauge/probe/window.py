@@ -80,5 +80,5 @@ def block_functions(method: str, lanes: int, least: int, count_window: Part, pla
 
 
 def buffers() -> dict[int, NDArray[Any]]:
-    """What these functions need in memory."""
+    """Arrays that these functions need."""
     return {**binades.buffers(), **table.buffers(), COUNTS_AT: np.zeros(4 * BINADES, np.uint16)}
