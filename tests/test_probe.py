@@ -4,6 +4,7 @@ import functools
 import gc
 import math
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from depthgauge import formats, probe
 from depthgauge.formats import ExponentHistogram
-from depthgauge.probe import blocks, compiled, pairs, planes, session
+from depthgauge.probe import blocks, compiled, pairs, planes, session, shuffles
 from depthgauge.probe.plain import PlainKernel
 
 FORWARD_AND_BACKWARD = ("activation", "activation_gradient")
@@ -100,6 +101,8 @@ TENSORS = {
     "two sizes, far apart": lambda: torch.cat([torch.randn(3000) * 1e20, torch.randn(3000) * 1e-20]),
     "all binades": lambda: torch.randn(6000).sign() * 2.0 ** torch.linspace(-149, 127.9, 6000),
     "more than one block, with a rest": lambda: torch.randn(2 * 4096 + 512 + 31),
+    "a rest of zeros": lambda: torch.cat([torch.randn(512), torch.zeros(41)]),
+    "far apart, more than 16 bits count": lambda: torch.exp(8 * torch.randn(140_001)) * (torch.rand(140_001) < 0.2),
     "off the boundaries of vectors": lambda: torch.randn(3001)[1:],
     "one number that is not finite": lambda: torch.cat([torch.randn(5000), torch.tensor([math.inf])]),
     "negative": lambda: -torch.rand(4000),
@@ -119,15 +122,21 @@ TENSORS = {
 }
 
 
-@pytest.fixture(params=["planes", "pairs", "plain"])
+# The kernels that this processor can run.
+READABLE = {"pairs": pairs}
+if compiled.VECTORS:
+    READABLE["shuffles"] = shuffles
+if compiled.VECTORS == "avx512bw":
+    READABLE["planes"] = planes
+
+
+@pytest.fixture(params=[*READABLE, "plain"])
 def each_kernel(request, monkeypatch):
     """Probes read with this kernel, whichever is chosen on this machine."""
     if request.param == "plain":
         kernel = PlainKernel
     else:
-        if request.param == "planes" and not compiled.compiles_for(planes.NEEDS):
-            pytest.skip(f"the kernel needs {planes.NEEDS}")
-        method = {"planes": planes.METHOD, "pairs": pairs.METHOD}[request.param]
+        method = READABLE[request.param].METHOD
         kernel = functools.partial(compiled.CompiledKernel, method)
     monkeypatch.setattr(session, "kernel_for", lambda _device: kernel())
 
@@ -369,9 +378,12 @@ def test_importing_the_probe_is_cheap():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_processor_without_avx512_counts_pairs():
-    code = "from depthgauge.probe import compiled, pairs; assert compiled.METHOD is pairs.METHOD"
-    environment = os.environ | {"NUMBA_CPU_NAME": "haswell"}
+@pytest.mark.parametrize(("name", "chosen"), [("haswell", "shuffles"), ("x86-64", "pairs")])
+def test_the_kernel_is_one_for_the_processor_that_numba_compiles_for(name, chosen):
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        pytest.skip("these are names of other processors")
+    code = f"from depthgauge.probe import compiled, {chosen}; assert compiled.METHOD is {chosen}.METHOD"
+    environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": ""}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 
@@ -382,7 +394,7 @@ def test_machine_code_on_disk_belongs_to_the_sources_of_all_modules(tmp_path):
     with (tmp_path / "vectors.py").open("a") as vectors:
         vectors.write("# edited\n")
     assert blocks.digest_of(tmp_path) != blocks.SOURCES
-    for module in (planes, pairs):
+    for module in (planes, pairs, shuffles):
         for function in (module.METHOD.observe, module.METHOD.observe_all):
             # Numba's key has what the closure holds; an inner function here would differ in each process.
             assert [cell.cell_contents for cell in function.py_func.__closure__] == [module, blocks.SOURCES]

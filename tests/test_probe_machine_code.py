@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import depthgauge
-from depthgauge.probe import compiled, machine_code, planes
+from depthgauge.probe import compiled, machine_code
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no such owners and modes here")
 
@@ -278,12 +278,12 @@ def test_kernels_are_read_where_nothing_can_be_kept(tmp_path):
 KERNELS = """
 import sys, torch
 from depthgauge import probe
-from depthgauge.probe import blocks, compiled, pairs, planes, session
+from depthgauge.probe import blocks, compiled, pairs, session, shuffles
 for name in sys.argv[1:]:
-    method, needs = {"planes": (planes.METHOD, planes.NEEDS), "pairs": (pairs.METHOD, "")}[name]
-    if needs and not compiled.compiles_for(needs):
+    if name == "shuffles" and compiled.VECTORS is None:
         continue
-    session.kernel_for = lambda _device, method=method: compiled.CompiledKernel(method)
+    module = {"pairs": pairs, "shuffles": shuffles}[name]
+    session.kernel_for = lambda _device, method=module.METHOD: compiled.CompiledKernel(method)
     for size in (5, 31, 513, 4096, 100_003):
         with probe.track(module := torch.nn.Identity(), directions="activation") as record:
             module(torch.full((size,), 3.0))
@@ -310,8 +310,8 @@ def test_kernels_are_kept_for_later_processes_that_may_load_both():
         assert ran.returncode == 0, (names, ran.stderr)
         return files(ran.stdout.strip())
 
-    assert read("planes") or not compiled.compiles_for(planes.NEEDS)
+    assert read("shuffles") or compiled.VECTORS is None
     kept = read("pairs")
     assert kept
-    for names in (("planes", "pairs"), ("pairs", "planes")):
+    for names in (("shuffles", "pairs"), ("pairs", "shuffles")):
         assert kept.items() <= read(*names).items()  # another test may have added to them

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from depthgauge.probe import pairs, planes
-from depthgauge.probe.compiled import CompiledKernel, compiles_for
+from depthgauge.probe import pairs, planes, shuffles
+from depthgauge.probe.compiled import VECTORS, CompiledKernel
 from depthgauge.probe.plain import PlainKernel
 from depthgauge.probe.record import Record, Slot
 
-needs_planes = pytest.mark.skipif(not compiles_for(planes.NEEDS), reason="not on this processor")
+needs_planes = pytest.mark.skipif(VECTORS != "avx512bw", reason="not on this processor")
+needs_shuffles = pytest.mark.skipif(VECTORS is None, reason="not on this processor")
 KERNELS = [
     pytest.param(PlainKernel, id="plain"),
     pytest.param(lambda: CompiledKernel(pairs.METHOD), id="pairs"),
     pytest.param(lambda: CompiledKernel(planes.METHOD), id="planes", marks=needs_planes),
+    pytest.param(lambda: CompiledKernel(shuffles.METHOD), id="shuffles", marks=needs_shuffles),
 ]
 MOST = np.finfo(np.float64).max
 VALUES = {

@@ -7,26 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped] # no stubs exist
-from numba import config
 from numpy.typing import NDArray
 
-from depthgauge.probe import pairs, planes
+from depthgauge.probe import pairs, planes, shuffles
 from depthgauge.probe.blocks import CELLS_AT, CELLS_USED, CHANGE_AT, DENSE_AT, ROWS_AT, ROWS_USED, Method
 from depthgauge.probe.parameters import Look
+from depthgauge.probe.processor import vectors
 from depthgauge.probe.rows import KEYS, ROWS_A_BLOCK, Job, Ledger, Rows
 from depthgauge.probe.tensors import EXACT, SUSPECT, Unreadable, address_of, numbers_of, tracing
 
-_config: Any = config  # carries no types
-
-
-def compiles_for(feature: str) -> bool:
-    """Tell whether numba compiles for a processor with that LLVM feature; false if numba is told a processor."""
-    overridden = _config.CPU_NAME is not None or _config.CPU_FEATURES is not None or not _config.ENABLE_AVX
-    return not overridden and bool(get_host_cpu_features().get(feature, False))
-
-
-METHOD = planes.METHOD if compiles_for(planes.NEEDS) else pairs.METHOD
+VECTORS = vectors()
+METHOD = {"avx512bw": planes, "avx2": shuffles, "neon": shuffles}.get(VECTORS or "", pairs).METHOD
 _FLOAT, _DOUBLE, _STRIDED = torch.float32, torch.float64, torch.strided
 
 

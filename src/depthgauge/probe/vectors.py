@@ -1,8 +1,8 @@
 """Vectors of numbers inside of numba's compiled functions: loaded, combined by operators, reduced.
 
 numba vectorizes loops where LLVM finds out how; a histogram in vector registers it does not find. Here a vector is a
-type of its own, so that such a loop is written down as it is meant, in Python's operators. Lengths are those that
-fit AVX-512, whose registers hold sixteen float32.
+type of its own, so that such a loop is written down as it is meant, in Python's operators. Lengths are those of the
+method that uses them; LLVM makes as many registers of a vector as the processor needs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numba.extending import intrinsic, lower_builtin, register_model
 _ELEMENTS = {
     "f32": ir.FloatType(),
     "f64": ir.DoubleType(),
+    "u8": ir.IntType(8),
     "u16": ir.IntType(16),
     "u32": ir.IntType(32),
     "u64": ir.IntType(64),
@@ -57,19 +58,19 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, vector, vector.lowered)  # type: ignore[no-untyped-call] # numba carries no types
 
 
-FLOATS, DOUBLES = Vector("f32", 32), Vector("f64", 32)
-INTEGERS, LONGS = Vector("u32", 32), Vector("u64", 32)
+FLOATS = Vector("f32", 32)
 HALVES, HALVES_OF_32, MASK = Vector("u16", 64), Vector("u16", 32), Vector("bit", 32)
 PLANES = Vector("u16", 128)
 """Four sets of 32 numbers, one after the other."""
 
 
-def _lowering(function: Callable[..., Any]) -> Any:
+def lowering(function: Callable[..., Any]) -> Any:
     """Type numba's decorator, which carries no types."""
     return intrinsic(function)
 
 
-def _shuffled(builder: Any, value: Any, places: Iterable[int], more: Any = None) -> Any:
+def shuffled(builder: Any, value: Any, places: Iterable[int], more: Any = None) -> Any:
+    """Elements of one vector, or of two of the same type, by their places."""
     order = list(places)
     return builder.shuffle_vector(
         value, value if more is None else more, ir.Constant(ir.VectorType(_INDEX, len(order)), order)
@@ -81,10 +82,10 @@ def _splat(builder: Any, scalar: Any, vector: Vector) -> Any:
     if scalar.type != element:
         scalar = builder.trunc(scalar, element)
     nothing = ir.Constant(vector.lowered, ir.Undefined)
-    return _shuffled(builder, builder.insert_element(nothing, scalar, _INDEX(0)), [0] * vector.length)
+    return shuffled(builder, builder.insert_element(nothing, scalar, _INDEX(0)), [0] * vector.length)
 
 
-def _declared(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+def declared(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     """An intrinsic of LLVM, declared once."""
     return builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
@@ -131,7 +132,7 @@ for _symbol, _name in ((operator.lt, "<"), (operator.ge, ">="), (operator.gt, ">
     _define(_symbol, _name, comparison=True)
 
 
-@_lowering
+@lowering
 def load(_context: Any, address: Any, vector: Any) -> Any:
     """The vector at an address that is a multiple of 4."""
 
@@ -143,7 +144,7 @@ def load(_context: Any, address: Any, vector: Any) -> Any:
     return vector.instance_type(address, vector), generate
 
 
-@_lowering
+@lowering
 def store(_context: Any, address: Any, value: Any) -> Any:
     """Write a vector to an address that is a multiple of 4."""
 
@@ -154,7 +155,7 @@ def store(_context: Any, address: Any, value: Any) -> Any:
     return types.void(address, value), generate
 
 
-@_lowering
+@lowering
 def store_past_caches(_context: Any, address: Any, value: Any) -> Any:
     """Write a vector to an address that is a multiple of 64, without fetching what was there first."""
 
@@ -167,7 +168,7 @@ def store_past_caches(_context: Any, address: Any, value: Any) -> Any:
     return types.void(address, value), generate
 
 
-@_lowering
+@lowering
 def splat(_context: Any, scalar: Any, vector: Any) -> Any:
     """The scalar in each place of a vector."""
     return vector.instance_type(scalar, vector), lambda _context, builder, _typed, operands: _splat(
@@ -175,7 +176,7 @@ def splat(_context: Any, scalar: Any, vector: Any) -> Any:
     )
 
 
-@_lowering
+@lowering
 def bits_as(_context: Any, value: Any, vector: Any) -> Any:
     """The same bits as another vector type."""
     return vector.instance_type(value, vector), lambda _context, builder, _typed, operands: builder.bitcast(
@@ -183,7 +184,7 @@ def bits_as(_context: Any, value: Any, vector: Any) -> Any:
     )
 
 
-@_lowering
+@lowering
 def majority(_context: Any, first: Any, second: Any, third: Any) -> Any:
     """Bit by bit, what at least two of three planes hold."""
 
@@ -191,50 +192,51 @@ def majority(_context: Any, first: Any, second: Any, third: Any) -> Any:
         # One instruction, which LLVM does not find: a fifth of the time that a histogram takes.
         longs, part = ir.VectorType(ir.IntType(64), 32), ir.VectorType(ir.IntType(64), 8)
         table = ir.IntType(32)
-        logic = _declared(builder, "llvm.x86.avx512.pternlog.q.512", part, [part, part, part, table])
+        logic = declared(builder, "llvm.x86.avx512.pternlog.q.512", part, [part, part, part, table])
         whole = [builder.bitcast(operand, longs) for operand in operands]
         parts = [
-            builder.call(logic, [*(_shuffled(builder, each, range(at, at + 8)) for each in whole), table(0b11101000)])
+            builder.call(logic, [*(shuffled(builder, each, range(at, at + 8)) for each in whole), table(0b11101000)])
             for at in range(0, 32, 8)
         ]
-        halves = [_shuffled(builder, parts[i], range(16), parts[i + 1]) for i in (0, 2)]
-        return builder.bitcast(_shuffled(builder, halves[0], range(32), halves[1]), PLANES.lowered)
+        halves = [shuffled(builder, parts[i], range(16), parts[i + 1]) for i in (0, 2)]
+        return builder.bitcast(shuffled(builder, halves[0], range(32), halves[1]), PLANES.lowered)
 
     return PLANES(first, second, third), generate
 
 
-@_lowering
+@lowering
 def widened(_context: Any, value: Any) -> Any:
     """float32 as float64."""
-    return DOUBLES(value), lambda _context, builder, _typed, operands: builder.fpext(operands[0], DOUBLES.lowered)
+    doubles = Vector("f64", value.length)
+    return doubles(value), lambda _context, builder, _typed, operands: builder.fpext(operands[0], doubles.lowered)
 
 
-@_lowering
+@lowering
 def low_and_high(_context: Any, value: Any) -> Any:
     """Split 32 numbers of 32 bits into the lower and the upper halves."""
 
     def generate(context: Any, builder: Any, typed: Any, operands: Any) -> Any:
-        low, high = (_shuffled(builder, operands[0], range(first, 64, 2)) for first in (0, 1))
+        low, high = (shuffled(builder, operands[0], range(first, 64, 2)) for first in (0, 1))
         return context.make_tuple(builder, typed.return_type, (low, high))
 
     return _tuple(HALVES_OF_32, 2)(value), generate
 
 
-@_lowering
+@lowering
 def with_sticky_bit(_context: Any, value: Any, rest: Any) -> Any:
     """The value, with bit 0 set where the rest is not zero; bit 0 was clear."""
 
     def generate(_context: Any, builder: Any, _typed: Any, operands: Any) -> Any:
         # All ones but the last, plus the rest, without overflow: two instructions, where comparing takes four.
         kind = HALVES_OF_32.lowered
-        add = _declared(builder, "llvm.uadd.sat.v32i16", kind, [kind, kind])
+        add = declared(builder, "llvm.uadd.sat.v32i16", kind, [kind, kind])
         sticky = builder.call(add, [operands[1], HALVES_OF_32.filled(0xFFFE)])
         return builder.or_(operands[0], builder.and_(sticky, HALVES_OF_32.filled(1)))
 
     return HALVES_OF_32(value, rest), generate
 
 
-@_lowering
+@lowering
 def where(_context: Any, mask: Any, left: Any, right: Any) -> Any:
     """Element by element, one or the other; one of them may be a scalar."""
     vector = left if isinstance(left, Vector) else right
@@ -246,6 +248,8 @@ def where(_context: Any, mask: Any, left: Any, right: Any) -> Any:
 
 
 def _lesser(builder: Any, left: Any, right: Any) -> Any:
+    if isinstance(left.type.element, ir.IntType):
+        return builder.select(builder.icmp_unsigned("<", left, right), left, right)
     return builder.select(builder.fcmp_ordered("<", left, right), left, right)
 
 
@@ -253,19 +257,19 @@ def _greater(builder: Any, left: Any, right: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", left, right), left, right)
 
 
-@_lowering
+@lowering
 def lesser(_context: Any, left: Any, right: Any) -> Any:
-    """Element by element, the lesser; the other where one of them is NaN."""
+    """Element by element, the lesser; of floating numbers, the right one where one of them is NaN."""
     return left(left, right), lambda _context, builder, _typed, operands: _lesser(builder, *operands)
 
 
-@_lowering
+@lowering
 def greater(_context: Any, left: Any, right: Any) -> Any:
     """Element by element, the greater; the other where one of them is NaN."""
     return left(left, right), lambda _context, builder, _typed, operands: _greater(builder, *operands)
 
 
-@_lowering
+@lowering
 def plus_square(_context: Any, total: Any, value: Any) -> Any:
     """Total + value * value, which for float32 as float64 is the same fused or not, as the square is exact."""
 
@@ -279,18 +283,18 @@ def plus_square(_context: Any, total: Any, value: Any) -> Any:
 def _reduction(combine: Callable[[Any, Any, Any], Any]) -> Any:
     """An intrinsic that combines all elements, halves at a time."""
 
-    @_lowering
+    @lowering
     def reduced(_context: Any, value: Any) -> Any:
         def generate(_context: Any, builder: Any, typed: Any, operands: Any) -> Any:
             (rest,) = operands
             length = typed.args[0].length
             while length > 1:
                 length //= 2
-                upper = _shuffled(builder, rest, range(length, 2 * length))
-                rest = combine(builder, _shuffled(builder, rest, range(length)), upper)
+                upper = shuffled(builder, rest, range(length, 2 * length))
+                rest = combine(builder, shuffled(builder, rest, range(length)), upper)
             return builder.extract_element(rest, _INDEX(0))
 
-        scalars: dict[str, Any] = {"f32": types.float32, "f64": types.float64, "u64": types.uint64}
+        scalars: dict[str, Any] = {"f32": types.float32, "f64": types.float64, "u16": types.uint16, "u64": types.uint64}
         return scalars[value.element](value), generate
 
     return reduced
@@ -306,31 +310,34 @@ least_of = _reduction(_lesser)
 greatest_of = _reduction(_greater)
 
 
-@_lowering
+@lowering
 def mask_of(_context: Any, bits: Any) -> Any:
     """A mask from 32 bits."""
     return MASK(bits), lambda _context, builder, _typed, operands: builder.bitcast(operands[0], MASK.lowered)
 
 
-@_lowering
+@lowering
 def bits_of(_context: Any, mask: Any) -> Any:
-    """A mask as 32 bits."""
-    return types.uint32(mask), lambda _context, builder, _typed, operands: builder.bitcast(operands[0], ir.IntType(32))
+    """A mask as a number of as many bits."""
+    scalar: Any = {16: types.uint16, 32: types.uint32}[mask.length]
+    return scalar(mask), lambda _context, builder, _typed, operands: builder.bitcast(
+        operands[0], ir.IntType(mask.length)
+    )
 
 
-@_lowering
+@lowering
 def side_by_side(_context: Any, first: Any, second: Any, third: Any, fourth: Any) -> Any:
     """Four vectors as planes."""
 
     def generate(_context: Any, builder: Any, _typed: Any, operands: Any) -> Any:
-        front = _shuffled(builder, operands[0], range(64), operands[1])
-        back = _shuffled(builder, operands[2], range(64), operands[3])
-        return _shuffled(builder, front, range(128), back)
+        front = shuffled(builder, operands[0], range(64), operands[1])
+        back = shuffled(builder, operands[2], range(64), operands[3])
+        return shuffled(builder, front, range(128), back)
 
     return PLANES(first, second, third, fourth), generate
 
 
-@_lowering
+@lowering
 def column_counts(_context: Any, digits: Any) -> Any:
     """For each of the 16 bits of each plane, in how many of its numbers it is set, as 64 counts.
 
@@ -347,8 +354,8 @@ def column_counts(_context: Any, digits: Any) -> Any:
             left = [plane * 2 * places + j for plane in range(4) for j in range(places)]
             numbers = _sum_of_digits(
                 builder,
-                [_shuffled(builder, number, left) for number in numbers],
-                [_shuffled(builder, number, [j + places for j in left]) for number in numbers],
+                [shuffled(builder, number, left) for number in numbers],
+                [shuffled(builder, number, [j + places for j in left]) for number in numbers],
             )
         total = counts.filled(0)
         for i, number in enumerate(numbers):
