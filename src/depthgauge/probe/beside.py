@@ -27,25 +27,28 @@ from depthgauge.probe.tensors import (
     EXACT,
     SUSPECT,
     Unreadable,
+    dispatch_modes,
     in_transform,
     tracing,
     without_dispatch,
     without_torch_function,
 )
-from depthgauge.probe.worker import Worker, is_possible
+from depthgauge.probe.worker import CAPACITY, JOB_BYTES, Worker, is_possible
 
 HELD = 64 << 20  # bytes of tensors that wait at most; what does not fit is read at once
+LEAST = 1 << 13  # numbers: to hand fewer over takes as long as to read them
 CHUNK = 1 << 16  # numbers that are handed over together: some 30 µs of reading
 SHARED = 1 << 16  # numbers of parameters that it pays to share
 CHANGED = "changed in place while they waited to be read"
 
-_FLOAT, _DOUBLE = torch.float32, torch.float64
+_FLOAT, _STRIDED = torch.float32, torch.strided
 _get_ident = threading.get_ident
 
-Seen = tuple[torch.Tensor, int, int, int, int]
-"""A tensor that waits, its version, slot, STEP and MOMENT."""
 Held = tuple[torch.Tensor | None, object, int, int, int]
 """A tensor that is being read, its memory, its version, slot and bytes; no tensor where the step itself waits."""
+
+READY, NEVER = 1, 2
+_UNKNOWN = bytes(1024)
 
 
 def pays() -> bool:
@@ -72,12 +75,10 @@ class BesideKernel:
         self._worker: Worker | None = None
         self._thread = _get_ident()
         self._lock = threading.RLock()
-        self._ready: set[int] = set()
-        self._never: set[int] = set()
-        self._trial: list[tuple[torch.Tensor, object, int, int]] = []
+        self._may = bytearray()  # by slot: whether its tensors may wait, 0 where it is not known
+        self._trial: list[tuple[torch.Tensor, int, int]] = []
         self._on_trial = 0  # bytes
-        self._waiting: list[Seen] = []
-        self._numbers = 0  # of those that wait
+        self._numbers = 0  # of those that the worker was not told of yet
         self._held: deque[Held] = deque()
         self._nbytes = 0
         self._released = 0  # jobs of the worker
@@ -94,27 +95,56 @@ class BesideKernel:
         Raises:
             Unreadable: the tensor's numbers cannot be had.
         """
-        if slot in self._ready and _get_ident() == self._thread and tracing() is None:
-            try:
-                version = tensor._version
-            except RuntimeError:  # an inference tensor has none
-                pass
-            else:
-                self._waiting.append((tensor, version, slot, step, moment))
-                self._numbers += tensor.numel()
-                if self._numbers >= CHUNK:
-                    self.hand_over()
-                return
-        self.read_now(tensor, slot, step, moment)
-        if slot not in self._ready and slot not in self._never:
-            self._try(tensor, slot)
+        try:
+            may = self._may[slot]
+        except IndexError:
+            self._may += _UNKNOWN * (slot // len(_UNKNOWN) + 1)
+            may = 0
+        if may != READY or not self._put(tensor, slot, step, moment):
+            self.read_now(tensor, slot, step, moment)
+            if not may:
+                self._try(tensor, slot)
+
+    def _put(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> bool:
+        """Give a tensor to the worker; False if it is to be read at once."""
+        if not (
+            _get_ident() == self._thread
+            and type(tensor) in EXACT
+            and tensor.dtype is _FLOAT
+            and tensor.layout is _STRIDED
+            and tensor.is_contiguous()
+            and not tensor.is_neg()
+        ):
+            return False
+        try:
+            address, version, n = tensor.data_ptr(), tensor._version, tensor.numel()
+        except RuntimeError:  # without memory, or an inference tensor
+            return False
+        if address < SUSPECT or tracing() is not None or self._nbytes + 4 * n > self._most:
+            return False
+        worker = self._worker
+        if worker is None or (job := worker.jobs) == CAPACITY:
+            worker = self._ready_worker()
+            job = worker.jobs
+        if tensor.requires_grad:  # it is kept without its graph
+            if dispatch_modes() or in_transform():
+                return False
+            self._held.append((tensor.detach(), None, version, slot, 4 * n))
+        else:  # with its memory, as it may be given another one
+            self._held.append((tensor, tensor.untyped_storage(), version, slot, 4 * n))
+        worker.pack(worker.memory, job * JOB_BYTES, address, n, 4, OBSERVE, 0, slot, step, moment)
+        worker.jobs = job + 1
+        self._nbytes += 4 * n
+        self._numbers += n
+        if self._numbers >= CHUNK:
+            self.hand_over()
+        return True
 
     def read_now(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> None:
         """Append a row at once; raises as `observe`."""
-        if self._waiting and _get_ident() == self._thread:
-            self._take_waiting()
         with self._lock:
-            self._mark()
+            if self._worker is not None:
+                self._mark()
             self._now.observe(tensor, slot, step, moment)
 
     def observe_all(self, looks: Sequence[Look], step: int, moment: int) -> list[Look]:
@@ -123,10 +153,10 @@ class BesideKernel:
         shared = self._shared(jobs) if _get_ident() == self._thread else 0
         with self._lock:
             if shared:
-                worker = self._ready_worker()
                 for job in jobs[:shared]:
-                    self._make_place()
-                    worker.put(*job, step, moment)
+                    worker = self._ready_worker()
+                    worker.pack(worker.memory, worker.jobs * JOB_BYTES, *job, step, moment)
+                    worker.jobs += 1
                     self._held.append((None, None, 0, job[-1], 0))
                 worker.tell()
             self._mark()
@@ -156,107 +186,63 @@ class BesideKernel:
         """Look whether a tensor that was read stays as it is until the step ends."""
         if _get_ident() != self._thread or in_transform():
             return
-        if not self._is_plain(tensor) or tensor.is_inference():
-            self._never.add(slot)
+        if not _is_plain(tensor) or tensor.is_inference() or tensor.numel() < LEAST:
+            self._may[slot] = NEVER
             return
         nbytes = tensor.numel() * tensor.itemsize
         if self._on_trial + nbytes <= self._most:
             self._on_trial += nbytes
             with without_torch_function(), without_dispatch():
-                self._trial.append((*_kept(tensor), tensor._version, slot))
+                self._trial.append((tensor.detach(), tensor._version, slot))
 
     def end_step(self) -> None:
         """Decide which tensors may wait from now on, and hand over what waits."""
         if _get_ident() != self._thread:
             return
         self.hand_over()
+        self._release()
         if self._trial:
             trial, self._trial, self._on_trial = self._trial, [], 0
-            self._never.update(slot for tensor, _, version, slot in trial if tensor._version != version)
-            self._ready.update({slot for _, _, _, slot in trial} - self._never)
-
-    @staticmethod
-    def _is_plain(tensor: torch.Tensor) -> bool:
-        return (
-            type(tensor) in EXACT
-            and ((dtype := tensor.dtype) is _FLOAT or dtype is _DOUBLE)
-            and tensor.is_cpu
-            and tensor.layout is torch.strided
-            and tensor.is_contiguous()
-            and not tensor.is_neg()
-        )
+            for tensor, version, slot in trial:
+                same = tensor._version == version and self._may[slot] != NEVER
+                self._may[slot] = READY if same else NEVER
 
     # Handing over.
 
     def hand_over(self) -> None:
-        """Let the other thread read what waits, and let go of what it has read."""
-        if self._numbers and _get_ident() == self._thread:
+        """Let the other thread read what was put, and let go of what it has read."""
+        if self._worker is not None and self._numbers and _get_ident() == self._thread:
             with self._lock:
                 self._numbers = 0
+                self._worker.tell()
                 self._release()
-                self._take_waiting()
-                if self._worker is not None:
-                    self._worker.tell()
-                if self._later.is_full:
+                if self._later.is_full or self._worker.jobs > CAPACITY // 2:
                     self._join()
 
-    def _take_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        transformed = in_transform()
-        with self._lock, without_torch_function(), without_dispatch():
-            for tensor, version, slot, step, moment in waiting:
-                if tensor._version != version:
-                    self._change(slot)
-                elif transformed or not self._take(tensor, version, slot, step, moment):
-                    self._mark()
-                    try:
-                        self._now.observe(tensor, slot, step, moment)
-                    except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
-                        self._miss(slot, error)
-
-    def _take(self, tensor: torch.Tensor, version: int, slot: int, step: int, moment: int) -> bool:
-        """Give a tensor to the worker; False if it is to be read at once."""
-        if not self._is_plain(tensor):
-            return False
-        try:
-            address, n = tensor.data_ptr(), tensor.numel()
-        except RuntimeError:
-            return False
-        width = 4 if tensor.dtype is _FLOAT else 8
-        if address < SUSPECT or self._nbytes + n * width > self._most:
-            return False
-        self._make_place()
-        self._ready_worker().put(address, n, width, OBSERVE, 0, slot, step, moment)
-        self._held.append((*_kept(tensor), version, slot, n * width))
-        self._nbytes += n * width
-        return True
-
     def _ready_worker(self) -> Worker:
+        """The worker, with a place for a job."""
         if self._worker is None:
             kernel = self._later
             self._worker = Worker(kernel.method, kernel.at, kernel.make_room, kernel.buffers)
-        return self._worker
-
-    def _make_place(self) -> None:
-        if self._worker is not None and self._worker.is_full:
+        elif self._worker.jobs == CAPACITY:
             self._join()
+        return self._worker
 
     def _release(self) -> None:
         """Let go of tensors that were read; those that were changed meanwhile leave no row."""
         if self._worker is None:
             return
-        done = self._worker.done
-        while self._released < done:
-            tensor, _, version, slot, nbytes = self._held.popleft()
-            if tensor is not None and tensor._version != version:
-                self._void.append(self._before + self._released)
-                self._change(slot)
-            self._released += 1
+        take = self._held.popleft
+        for job in range(self._released, self._worker.done):
+            tensor, _, version, slot, nbytes = take()
             self._nbytes -= nbytes
+            if tensor is not None and tensor._version != version:
+                self._void.append(self._before + job)
+                self._change(slot)
+        self._released = self._worker.jobs - len(self._held)
 
     def _change(self, slot: int) -> None:
-        self._ready.discard(slot)
-        self._never.add(slot)
+        self._may[slot] = NEVER
         self._miss(slot, Unreadable(CHANGED))
 
     def _mark(self) -> None:
@@ -330,14 +316,18 @@ class BesideKernel:
 
     # The end.
 
-    def stop(self) -> None:
-        """Read all that waits, and end the thread; what comes from now on is read at once."""
+    def stop(self) -> CompiledKernel:
+        """Read all that waits, and end the thread; returns a kernel that has all rows.
+
+        What a hook brings that is still running is read at once.
+        """
         self._gather()
         self._thread = -1
         self._trial.clear()
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+        return self._now
 
     def drain(self) -> None:
         """Wait, and hold everything, before the process is copied."""
@@ -353,16 +343,21 @@ class BesideKernel:
         """Go on in a copy of the process, where the other thread is none."""
         self._lock = threading.RLock()
         self._thread = -1
-        self._waiting.clear()
         self._held.clear()
         if self._worker is not None:
             self._worker.abandon()
             self._worker = None
 
 
-def _kept(tensor: torch.Tensor) -> tuple[torch.Tensor, object]:
-    """The tensor without its graph, and its memory, which it may be given another one for."""
-    return tensor.detach() if tensor.requires_grad else tensor, tensor.untyped_storage()
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        type(tensor) in EXACT
+        and tensor.dtype is _FLOAT
+        and tensor.is_cpu
+        and tensor.layout is _STRIDED
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
 
 
 def _order(later: int, now: int, marks: Sequence[tuple[int, int]]) -> NDArray[np.intp]:

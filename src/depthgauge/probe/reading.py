@@ -23,8 +23,8 @@ class Beside(Kernel, Protocol):
     def end_step(self) -> None:
         """Decide which tensors may wait from now on, and hand over what waits."""
 
-    def stop(self) -> None:
-        """Read all that waits; what comes from now on is read at once."""
+    def stop(self) -> Kernel:
+        """Read all that waits; returns a kernel that has all rows."""
 
 
 def kernel_for(device: str) -> Kernel:

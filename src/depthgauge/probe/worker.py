@@ -1,7 +1,8 @@
-"""The thread that reads beside the step: compiled code that never takes Python's lock, and sleeps on a pipe.
+"""The thread that reads beside the step: compiled code that never takes Python's lock.
 
-A thread of Python's would have to take the lock whenever it has read something, and the step would wait for it: each
-time as long as a processor takes to wake. This one is called once a block, without the lock, and stays within.
+A thread of Python's would have to take the lock whenever it has read something, and the step would wait for it. This
+one is called once a block, without the lock, and stays within. It looks for jobs for about a millisecond after the last
+one, as it costs the step some 30 µs to wake a thread, and sleeps on a pipe after that.
 """
 
 from __future__ import annotations
@@ -22,23 +23,26 @@ from llvmlite import ir  # type: ignore[import-untyped] # no stubs exist
 from numba import types
 from numpy.typing import NDArray
 
-from depthgauge.probe.blocks import SOURCES, Method, Word, at, entry_point, lowering
+from depthgauge.probe.blocks import SOURCES, Method, Word, at, compiled, entry_point, lowering
 
-# Words of the mailbox. The worker reads a message, TARGET and TICKET, from INBOX: how many jobs it may do in all, and
-# what to answer when it is through, 0 for nothing. It answers with ANSWERED and ANSWER: the ticket, and how many are
-# done. DONE is written after each job.
-READ_AT, WRITE_AT, INBOX, OUTBOX, OBSERVE_ALL_AT, STATE_AT, JOBS_AT, TARGET, TICKET, ANSWERED, ANSWER, DONE = range(12)
-RETURNED, RAISED = 12, 13
-MAILBOX_WORDS = 14
+# Words of the mailbox. TARGET: how many jobs may be done in all. DONE: how many are. ASLEEP: whether the worker reads
+# INBOX; a message is a ticket there, which it answers, and how many are done, when it has nothing to do or no room: 0
+# for no answer, -1 to end.
+READ_AT, WRITE_AT, INBOX, OUTBOX, OBSERVE_ALL_AT, STATE_AT, JOBS_AT, TICKET, ANSWERED, ANSWER = range(10)
+RETURNED, RAISED = 10, 11
+TARGET, DONE, ASLEEP = 16, 24, 32  # in cache lines of their own
+MAILBOX_WORDS = 40
 JOB_BYTES = 64  # six words of `rows.Job`, STEP and MOMENT
-CAPACITY = 1024  # jobs
+CAPACITY = 4096  # jobs
 TRIES = 1000  # a pipe that fails so often in a row has been closed
 SPIN = 100e-6  # seconds: shorter than to fall asleep and wake up again
+LOOKS = 100_000  # at TARGET, about a millisecond
 
 # What another processor writes in order is seen in order without further ado.
 _ORDERED = platform.machine() in {"x86_64", "AMD64"}
-_message = struct.Struct("2q")
+_ticket, _answer = struct.Struct("q"), struct.Struct("2q")
 _WORD = ir.IntType(64)
+_PAUSES = {"x86_64": "llvm.x86.sse2.pause", "AMD64": "llvm.x86.sse2.pause"}
 
 
 @lowering
@@ -81,40 +85,77 @@ def _publish(_context: Any, address: Any, value: Any) -> Any:
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], _WORD.as_pointer())
-        builder.store_atomic(arguments[1], pointer, "release", 8)
+        builder.store_atomic(arguments[1], pointer, "seq_cst", 8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
 
 
+@lowering
+def _seen(_context: Any, address: Any) -> Any:
+    """Read a word that another thread writes, after a moment in which the processor rests."""
+    del address
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        if (pause := _PAUSES.get(platform.machine())) is not None:
+            builder.call(builder.module.declare_intrinsic(pause, (), ir.FunctionType(ir.VoidType(), [])), [])
+        return builder.load_atomic(builder.inttoptr(arguments[0], _WORD.as_pointer()), "seq_cst", 8)
+
+    return types.int64(types.int64), generate
+
+
+@compiled
+def _work(mailbox: Word, job: Word, target: Word) -> Word:
+    """Do jobs up to a number; returns how many are done in all, fewer where there is no room."""
+    words = at(mailbox, np.int64)
+    while job < target:
+        fields_at = words[JOBS_AT] + job * JOB_BYTES
+        fields = at(fields_at, np.int64)
+        words[RETURNED] = 0
+        status = _call_compiled(
+            words[OBSERVE_ALL_AT], mailbox + RETURNED * 8, fields_at, words[STATE_AT], fields[6], fields[7]
+        )
+        if status != 0 or words[RETURNED] == 0:
+            return job
+        job += 1
+        _publish(mailbox + DONE * 8, job)
+    return job
+
+
+@compiled
+def _look(mailbox: Word) -> None:
+    """Do jobs as they are put, until there are none for a while, or there is no room."""
+    words = at(mailbox, np.int64)
+    looks = 0
+    while looks < LOOKS:
+        target = _seen(mailbox + TARGET * 8)
+        looks += 1
+        if target > words[DONE]:
+            looks = 0
+            if _work(mailbox, words[DONE], target) < target:
+                return
+
+
 def _server(sources: int = SOURCES) -> Callable[[int], int]:
     @entry_point
     def serve(mailbox: Word) -> Word:
-        """Do jobs as messages come, until one is negative or the pipe is closed."""
+        """Do jobs until a message says that it is the end, or the pipe is closed."""
         _ = sources
         words = at(mailbox, np.int64)
         failures = 0
         while failures < TRIES:
-            got = _transfer(words[READ_AT], words[INBOX], mailbox + TARGET * 8, 16)
-            if got == 0 or (got == 16 and words[TARGET] < 0):
+            _look(mailbox)
+            _publish(mailbox + ASLEEP * 8, 1)
+            if _seen(mailbox + TARGET * 8) > words[DONE]:
+                _work(mailbox, words[DONE], _seen(mailbox + TARGET * 8))
+            got = _transfer(words[READ_AT], words[INBOX], mailbox + TICKET * 8, 8)
+            _publish(mailbox + ASLEEP * 8, 0)
+            if got == 0 or (got == 8 and words[TICKET] < 0):
                 return 0
-            failures = 0 if got == 16 else failures + 1
-            if got != 16:
-                continue
-            job = words[DONE]
-            while job < words[TARGET]:
-                fields_at = words[JOBS_AT] + job * JOB_BYTES
-                fields = at(fields_at, np.int64)
-                words[RETURNED] = 0
-                status = _call_compiled(
-                    words[OBSERVE_ALL_AT], mailbox + RETURNED * 8, fields_at, words[STATE_AT], fields[6], fields[7]
-                )
-                if status != 0 or words[RETURNED] == 0:  # no room
-                    break
-                job += 1
-                _publish(mailbox + DONE * 8, job)
-            if words[TICKET] != 0:
-                words[ANSWERED], words[ANSWER] = words[TICKET], job
+            failures = 0 if got == 8 else failures + 1
+            if got == 8 and words[TICKET] > 0:
+                words[ANSWER] = _work(mailbox, words[DONE], _seen(mailbox + TARGET * 8))
+                words[ANSWERED] = words[TICKET]
                 _transfer(words[WRITE_AT], words[OUTBOX], mailbox + ANSWERED * 8, 16)
         return 1
 
@@ -149,6 +190,8 @@ class Worker:
 
     Attributes:
         jobs: number of jobs that were put since the last `reset`.
+        memory: where they are put, `JOB_BYTES` each: the six words of `rows.Job`, STEP and MOMENT.
+        pack: writes these eight words into the memory at a place.
     """
 
     def __init__(self, method: Method, state: int, make_room: Callable[[], None], buffers: object) -> None:
@@ -156,10 +199,12 @@ class Worker:
         self._told = 0
         self._ticket = 0
         self._make_room = make_room
+        self._fence = threading.Lock()  # to take it has what was written before seen before what is read after
         self._mailbox = np.zeros(MAILBOX_WORDS, np.int64)
+        self._words = memoryview(self._mailbox)
         self._ring = np.zeros(CAPACITY * JOB_BYTES, np.uint8)
-        self._memory = memoryview(self._ring)
-        self._pack = struct.Struct("8q").pack_into
+        self.memory = memoryview(self._ring)
+        self.pack = struct.Struct("8q").pack_into
         inbox, self._inbox = os.pipe()
         self._outbox, outbox = os.pipe()
         self._files = [inbox, self._inbox, self._outbox, outbox]
@@ -175,23 +220,16 @@ class Worker:
     @property
     def done(self) -> int:
         """Number of jobs that are done."""
-        return int(self._mailbox[DONE])
-
-    @property
-    def is_full(self) -> bool:
-        """Tell whether there is no place for another job before a `wait` and a `reset`."""
-        return self.jobs == CAPACITY
-
-    def put(self, *words: int) -> None:
-        """Add a job: the six words of `rows.Job`, STEP and MOMENT; it is begun after `tell`."""
-        self._pack(self._memory, self.jobs * JOB_BYTES, *words)
-        self.jobs += 1
+        return self._words[DONE]
 
     def tell(self) -> None:
         """Let the worker do what was put."""
         if self.jobs > self._told:
-            self._told = self.jobs
-            os.write(self._inbox, _message.pack(self.jobs, 0))
+            self._told = self._words[TARGET] = self.jobs
+            with self._fence:
+                asleep = self._words[ASLEEP]
+            if asleep:
+                os.write(self._inbox, _ticket.pack(0))
 
     def wait(self) -> None:
         """Let the worker do what was put, and wait for it."""
@@ -205,20 +243,20 @@ class Worker:
     def _answer(self) -> int:
         """The number of jobs that are done when the worker has nothing to do, or no room."""
         self._ticket += 1
-        os.write(self._inbox, _message.pack(self.jobs, self._ticket))
+        os.write(self._inbox, _ticket.pack(self._ticket))
         while True:  # an answer that was not waited for, as an exception came in between, may lie there
-            ticket, done = _message.unpack(os.read(self._outbox, _message.size))
+            ticket, done = _answer.unpack(os.read(self._outbox, _answer.size))
             if ticket == self._ticket:
                 return int(done)
 
     def reset(self) -> None:
         """Begin anew, after `wait`."""
         self.jobs = self._told = 0
-        self._mailbox[DONE] = 0
+        self._words[TARGET] = self._words[DONE] = 0
 
     def stop(self) -> None:
         """End the thread, after `wait`."""
-        os.write(self._inbox, _message.pack(-1, 0))
+        os.write(self._inbox, _ticket.pack(-1))
         self._thread.join()
         self.abandon()
 
