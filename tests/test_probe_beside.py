@@ -28,14 +28,14 @@ class Clipped(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(WIDE, WIDE), nn.ReLU(inplace=True), nn.Linear(WIDE, WIDE), nn.Tanh())
+        self.body = nn.Sequential(nn.Linear(WIDE, WIDE), nn.ReLU(inplace=True), nn.Linear(WIDE, WIDE))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.body(x).mul_(2)
 
 
 def plain() -> nn.Module:
-    return nn.Sequential(nn.Linear(WIDE, WIDE), nn.Tanh(), nn.Linear(WIDE, WIDE), nn.Sigmoid())
+    return nn.Sequential(nn.Linear(WIDE, WIDE), nn.Tanh(), nn.Linear(WIDE, WIDE), nn.Linear(WIDE, WIDE))
 
 
 def train(model, *, steps=4, within=lambda _step, out: out, **options):
@@ -82,10 +82,10 @@ def test_rows_are_those_of_reading_at_once(build, options, handed_over):
     other = train(model, overlap=True, **options)
     assert_same(one, other)
     assert other.unread == ()
-    assert handed_over() == (8 if build is plain else 5)  # of it, but for what is overwritten
+    assert handed_over() == (8 if build is plain else 6)  # of it, but for what is overwritten
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", ["googlenet", "lstm", "resnet18", "transformer"])
 def test_rows_of_the_repositorys_models(name, monkeypatch, handed_over):
     monkeypatch.setattr(beside, "LEAST", 1)
     monkeypatch.setattr(beside, "CHUNK", 1 << 10)
@@ -120,7 +120,9 @@ def test_a_change_in_place_that_comes_later_is_told_and_the_next_are_read_at_onc
     def within(step, out):
         return out.mul_(0.5) if step >= 2 else out
 
-    one, other = train(copy.deepcopy(model), within=within), train(model, within=within, overlap=True)
+    one = train(copy.deepcopy(model), within=within)
+    with pytest.warns(probe.UnreadWarning, match="1 tensors of '3' were left out"):
+        other = train(model, within=within, overlap=True)
     assert [(each.layer, each.reason, each.tensors) for each in other.unread] == [("3", beside.CHANGED, 1)]
     left_out = (
         (one.to_frame()["step"] == 2) & (one.to_frame()["layer"] == "3") & (one.to_frame()["direction"] == "activation")
@@ -217,7 +219,7 @@ def test_what_waits_is_bounded_and_let_go():
 
 
 def test_a_full_ledger_is_put_aside_and_the_order_stays():
-    number = torch.ones(beside.LEAST)
+    number = torch.ones(64)
     beside_kernel, now = beside.BesideKernel(lambda *_: None), compiled.CompiledKernel()
     beside_kernel._may = bytearray([beside.READY, beside.NEVER])
     for step in range(ROWS_A_BLOCK + 300):

@@ -347,6 +347,7 @@ class BesideKernel:
         if self._worker is not None:
             self._worker.abandon()
             self._worker = None
+        self._mark()
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
