@@ -266,3 +266,15 @@ def test_without_a_processor_to_spare_it_reads_at_once(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1 << 20)
     record = train(plain(), overlap=True)
     assert isinstance(record._kernels[0], compiled.CompiledKernel)
+
+
+def test_places_are_used_again(monkeypatch):
+    monkeypatch.setattr(beside, "CAPACITY", 8)
+    monkeypatch.setattr(beside, "CHUNK", 1)
+    kernel = beside.BesideKernel(lambda *_: None)
+    kernel._may = bytearray([beside.READY])
+    number = torch.ones(16)
+    for step in range(3000):
+        kernel.observe(number, 0, step, 0)
+    assert kernel.read().words[:, 1].tolist() == list(range(3000))
+    kernel.stop()

@@ -27,9 +27,10 @@ from depthgauge.probe.blocks import SOURCES, Method, Word, at, compiled, entry_p
 
 # Words of the mailbox. TARGET: how many jobs may be done in all. DONE: how many are. ASLEEP: whether the worker reads
 # INBOX; a message is a ticket there, which it answers, and how many are done, when it has nothing to do or no room: 0
-# for no answer, -1 to end.
+# for no answer, -1 to end. BASE: the number of the job that lies first in memory; numbers only grow, as the worker may
+# look at any moment.
 READ_AT, WRITE_AT, INBOX, OUTBOX, OBSERVE_ALL_AT, STATE_AT, JOBS_AT, TICKET, ANSWERED, ANSWER = range(10)
-RETURNED, RAISED = 10, 11
+RETURNED, RAISED, BASE = 10, 11, 12
 TARGET, DONE, ASLEEP = 16, 24, 32  # in cache lines of their own
 MAILBOX_WORDS = 40
 JOB_BYTES = 64  # six words of `rows.Job`, STEP and MOMENT
@@ -109,7 +110,7 @@ def _work(mailbox: Word, job: Word, target: Word) -> Word:
     """Do jobs up to a number; returns how many are done in all, fewer where there is no room."""
     words = at(mailbox, np.int64)
     while job < target:
-        fields_at = words[JOBS_AT] + job * JOB_BYTES
+        fields_at = words[JOBS_AT] + (job - words[BASE]) * JOB_BYTES
         fields = at(fields_at, np.int64)
         words[RETURNED] = 0
         status = _call_compiled(
@@ -168,8 +169,8 @@ _OBSERVE_ALL = (types.int64,) * 6
 
 
 def is_possible() -> bool:
-    """Tell whether the C library's `read` and `write` can be had by their addresses."""
-    return os.name == "posix"
+    """Tell whether there are `read` and `write` of the C library, and processors that see writes in order."""
+    return os.name == "posix" and _ORDERED
 
 
 def _address_of(dispatcher: Any, signature: tuple[Any, ...]) -> int:
@@ -197,13 +198,14 @@ class Worker:
     def __init__(self, method: Method, state: int, make_room: Callable[[], None], buffers: object) -> None:
         self.jobs = 0
         self._told = 0
+        self._base = 0
         self._ticket = 0
         self._make_room = make_room
         self._fence = threading.Lock()  # to take it has what was written before seen before what is read after
         self._mailbox = np.zeros(MAILBOX_WORDS, np.int64)
-        self._words = memoryview(self._mailbox)
+        self._words = self._mailbox.data
         self._ring = np.zeros(CAPACITY * JOB_BYTES, np.uint8)
-        self.memory = memoryview(self._ring)
+        self.memory = self._ring.data
         self.pack = struct.Struct("8q").pack_into
         inbox, self._inbox = os.pipe()
         self._outbox, outbox = os.pipe()
@@ -219,13 +221,14 @@ class Worker:
 
     @property
     def done(self) -> int:
-        """Number of jobs that are done."""
-        return self._words[DONE]
+        """Number of jobs that are done, of those since the last `reset`."""
+        return int(self._words[DONE]) - self._base
 
     def tell(self) -> None:
         """Let the worker do what was put."""
         if self.jobs > self._told:
-            self._told = self._words[TARGET] = self.jobs
+            self._told = self.jobs
+            self._words[TARGET] = self._base + self.jobs
             with self._fence:
                 asleep = self._words[ASLEEP]
             if asleep:
@@ -247,12 +250,13 @@ class Worker:
         while True:  # an answer that was not waited for, as an exception came in between, may lie there
             ticket, done = _answer.unpack(os.read(self._outbox, _answer.size))
             if ticket == self._ticket:
-                return int(done)
+                return int(done) - self._base
 
     def reset(self) -> None:
         """Begin anew, after `wait`."""
+        self._base += self.jobs
+        self._words[BASE] = self._base
         self.jobs = self._told = 0
-        self._words[TARGET] = self._words[DONE] = 0
 
     def stop(self) -> None:
         """End the thread, after `wait`."""
