@@ -278,3 +278,15 @@ def test_places_are_used_again(monkeypatch):
         kernel.observe(number, 0, step, 0)
     assert kernel.read().words[:, 1].tolist() == list(range(3000))
     kernel.stop()
+
+
+def test_a_kernel_without_its_thread_reads_at_once():
+    kernel = beside.BesideKernel(lambda *_: None)
+    kernel._may = bytearray([beside.READY])
+    for step in range(3):
+        kernel.observe(torch.ones(16), 0, step, 0)
+    kernel.drain()
+    kernel.orphan()
+    kernel.observe(torch.ones(16), 0, 3, 0)
+    assert kernel._worker is None
+    assert kernel.stop().read().words[:, 1].tolist() == [0, 1, 2, 3]

@@ -373,7 +373,11 @@ _alive: weakref.WeakSet[BesideKernel] = weakref.WeakSet()
 
 
 def _each(what: Callable[[BesideKernel], None]) -> Callable[[], None]:
-    return lambda: [what(kernel) for kernel in list(_alive)] and None
+    def call() -> None:
+        for kernel in list(_alive):
+            what(kernel)
+
+    return call
 
 
 if hasattr(os, "register_at_fork"):

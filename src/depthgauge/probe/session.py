@@ -264,9 +264,9 @@ class Session:
         if layer.step != self._turn:
             layer.begin(self._turn, forget=self._members is not None)
         try:
-            if task < 0:
-                call: Call | None = self._steps.attempt, layer.count(module.training)
-            elif (call := self._again(layer, module.training, task)) is None:
+            mode = module.training
+            call = (self._steps.attempt, layer.count(mode)) if task < 0 else self._again(layer, mode, task)
+            if call is None:
                 return
             if type(output) is torch.Tensor and not function_modes():
                 self._on_tensor(layer, call, None, output, task)
