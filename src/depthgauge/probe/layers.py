@@ -70,14 +70,16 @@ class Layer:
         root: whether it is the model itself.
         silent: whether only its being called counts, as nothing of it is to be recorded.
         holds_weights: whether it has parameters of its own and a forward that may use them.
-        calls: number of runs in evaluation mode, and in training mode.
+        step: the step, of those that the block has seen, whose calls are counted.
+        trained, evaluated: number of runs in that step, in training mode and in evaluation mode.
         waiting: the latest calls, which a checkpoint may compute again.
+        whole: numbers for the output and its gradient where it is a tensor; None before the first.
         slots: numbers for its outputs and their gradients, by place.
     """
 
     __slots__ = (
-        "calls",
         "container",
+        "evaluated",
         "holds_weights",
         "module",
         "name",
@@ -85,7 +87,10 @@ class Layer:
         "root",
         "silent",
         "slots",
+        "step",
+        "trained",
         "waiting",
+        "whole",
     )
 
     def __init__(self, name: str, module: nn.Module, *, root: bool, silent: bool = False) -> None:
@@ -94,12 +99,29 @@ class Layer:
         self.root = root
         self.silent = silent
         self.ran = False
-        self.calls = [0, 0]
+        self.step = -1
+        self.trained = self.evaluated = 0
         self.waiting: deque[Call] = deque(maxlen=CHECKPOINTS)
         self.container = any(True for _ in module.children())
         has_parameters = any(True for _ in module.parameters(recurse=False))
         self.holds_weights = has_parameters and getattr(type(module), "forward", None) is not nn.Module.forward
+        self.whole: tuple[int, int] | None = None
         self.slots: dict[str | None, tuple[int, int]] = {}
+
+    def begin(self, step: int, *, forget: bool) -> None:
+        """Count from 0, in another step; `forget` the calls of the one before."""
+        self.step = step
+        self.trained = self.evaluated = 0
+        if forget and self.waiting:
+            self.waiting.clear()
+
+    def count(self, training: bool) -> int:
+        """MOMENT of another run."""
+        if training:
+            self.trained += 1
+            return self.trained - 1
+        self.evaluated += 1
+        return self.evaluated - 1 | EVALUATION
 
     def repeated_call(self, training: bool) -> Call | None:
         """The call that a checkpoint computes again in a backward pass: the latest in that mode."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from depthgauge.probe.layers import Call, Layer, is_inside
 from depthgauge.probe.optimizers import parameters_in
 from depthgauge.probe.outputs import HandedOn, tensors_of
 from depthgauge.probe.parameters import Batch, ParameterReader
-from depthgauge.probe.reading import kernel_for
+from depthgauge.probe.reading import kernel_beside, kernel_for
 from depthgauge.probe.record import (
     ACTIVATION,
     ACTIVATION_GRADIENT,
@@ -27,7 +27,7 @@ from depthgauge.probe.record import (
 )
 from depthgauge.probe.rows import ATTEMPT_BITS, EVALUATION, PASS_BITS
 from depthgauge.probe.steps import Attempt, Steps
-from depthgauge.probe.tensors import Unreadable, function_modes, is_uninitialized, without_torch_function
+from depthgauge.probe.tensors import function_modes, is_uninitialized, reason_of, without_torch_function
 from depthgauge.probe.unread import NEVER_RAN
 from depthgauge.probe.updates import Members, Updates
 
@@ -46,6 +46,7 @@ class Session:
         every: steps that are recorded.
         scaler: a GradScaler, a number, or None.
         on_step: called after a recorded step.
+        overlap: whether activations and their gradients may be read beside the step.
     """
 
     def __init__(  # noqa: PLR0917 # one caller
@@ -56,6 +57,7 @@ class Session:
         every: int,
         scaler: Any,
         on_step: Callable[[Record], None] | None,
+        overlap: bool = False,
     ) -> None:
         self.record = Record()
         self._module: nn.Module | None = module
@@ -64,12 +66,15 @@ class Session:
         self._every = every
         self.on_step = on_step
         self._open = True
+        self._turn = 0  # steps that have begun
         self._active = members is not None
         self._layers: dict[int, Layer] = {}
         self._forward = ACTIVATION in wanted
         self._backward = ACTIVATION_GRADIENT in wanted
         self._kernels: dict[str, Kernel] = {}
-        self._host = self._kernel(torch.empty(0, device="cpu"))
+        self._beside = kernel_beside(self._miss) if overlap else None
+        self._host = self._kernel(torch.empty(0, device="cpu"), self._beside)
+        self._read_now = self._beside.read_now if self._beside is not None else self._host.observe
         batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
         updated = None
@@ -150,6 +155,8 @@ class Session:
         """Stop recording; hooks on a graph that outlives the block do nothing from here on, and hold no memory."""
         self._open = self._active = False
         self._drop_handles()
+        if self._beside is not None:
+            self.record._kernels[self.record._kernels.index(self._beside)] = self._beside.stop()
         # Another thread may be within a hook just now: it goes on with the state of a block that watches nothing.
         vars(self).update(vars(Session(nn.Module(), None, frozenset(), 1, None, None)), _open=False, _module=None)
 
@@ -161,22 +168,19 @@ class Session:
     def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> bool:
         """Record a tensor of any kind; False if it cannot be read, which is counted."""
         try:
-            if function_modes():
-                with without_torch_function():
-                    self._kernel(tensor).observe(tensor, slot, step, moment)
-            else:
-                (self._host if tensor.is_cpu else self._kernel(tensor)).observe(tensor, slot, step, moment)
+            with without_torch_function() if function_modes() else nullcontext():
+                (self._read_now if tensor.is_cpu else self._kernel(tensor).observe)(tensor, slot, step, moment)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self._miss(slot, error)
             return False
         return True
 
     def _miss(self, slot: int, error: Exception) -> None:
-        self.record._miss(self.record._slots[slot].layer, _reason(error))
+        self.record._miss(self.record._slots[slot].layer, reason_of(error))
 
-    def _kernel(self, tensor: torch.Tensor) -> Kernel:
+    def _kernel(self, tensor: torch.Tensor, kernel: Kernel | None = None) -> Kernel:
         if (name := str(tensor.device)) not in self._kernels:
-            self._kernels[name] = kernel_for(name)
+            self._kernels[name] = kernel or kernel_for(name)
             self.record._kernels.append(self._kernels[name])
         return self._kernels[name]
 
@@ -192,14 +196,13 @@ class Session:
 
     def next_step(self) -> None:
         """End the step."""
+        if self._beside is not None:
+            self._beside.end_step()
         self.record._ended = self._steps.number + 1
         self._tell()
         self._steps.begin(self._steps.number + 1)
         self._active = self._steps.number % self._every == 0
-        for layer in self._layers.values():
-            layer.calls[0] = layer.calls[1] = 0
-            if self._members is not None:
-                layer.waiting.clear()
+        self._turn += 1
         if self._handed_on:
             self._handed_on.clear()
         self._accumulated.clear()
@@ -258,24 +261,23 @@ class Session:
             self._on_forward(layer, output)
         if layer.silent or not self._active:
             return
+        if layer.step != self._turn:
+            layer.begin(self._turn, forget=self._members is not None)
         try:
-            training = module.training
-            if task < 0:
-                number = layer.calls[training]
-                layer.calls[training] = number + 1
-                call = self._steps.attempt, number if training else number | EVALUATION
-            elif (again := self._again(layer, training, task)) is not None:
-                call = again
-            else:
+            mode = module.training
+            call = (self._steps.attempt, layer.count(mode)) if task < 0 else self._again(layer, mode, task)
+            if call is None:
                 return
             if type(output) is torch.Tensor and not function_modes():
                 self._on_tensor(layer, call, None, output, task)
             else:
                 self._on_structure(layer, call, output, task)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
-            self.record._miss(layer.name, _reason(error))
+            self.record._miss(layer.name, reason_of(error))
         if self._uninitialized:
             self._watch_gradients()
+        if layer.root and self._beside is not None:
+            self._beside.hand_over()
 
     def _on_forward(self, layer: Layer, output: Any) -> None:
         """A forward pass that may be the first after a backward pass, or has come to its end."""
@@ -297,12 +299,12 @@ class Session:
                 try:
                     self._on_tensor(layer, call, place, tensor, task)
                 except Exception as error:  # noqa: BLE001 # see _on_module
-                    self.record._miss(layer.name, _reason(error))
+                    self.record._miss(layer.name, reason_of(error))
 
     def _on_tensor(self, layer: Layer, call: Call, place: str | None, tensor: torch.Tensor, task: int) -> None:
         if self._handed_on is not None and self._handed_on.has(tensor, by_container=layer.container):
             return
-        slots = layer.slots.get(place)
+        slots = layer.whole if place is None else layer.slots.get(place)
         if slots is None:
             slots = self._new_slots(layer, place)
         attempt, moment = call
@@ -332,6 +334,7 @@ class Session:
             self.slot(Slot(ACTIVATION_GRADIENT, layer.name, output=place)),
         )
         layer.slots[place] = slots
+        layer.whole = layer.slots.get(None)
         return slots
 
     def _on_gradient(  # noqa: PLR0917 # what a node calls takes no keywords
@@ -361,7 +364,7 @@ class Session:
                     if (node := tensor.grad_fn) is not None:
                         node.register_prehook(partial(self._on_backward, self._steps.attempt))
         except Exception as error:  # noqa: BLE001 # an output may be anything
-            self.record._miss("", _reason(error))
+            self.record._miss("", reason_of(error))
 
     def _on_backward(self, attempt: Attempt, _gradients: Any) -> None:
         if self._open:
@@ -393,7 +396,3 @@ class Session:
             times = self._accumulated.get((slot, number), 0)
             self._accumulated[slot, number] = times + 1
             self.observe(parameter.grad, slot, attempt.word, self.mode() | times | number << PASS_BITS)
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, Unreadable) else f"refused by torch ({type(error).__name__})"

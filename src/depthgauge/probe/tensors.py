@@ -24,6 +24,7 @@ tracing = _C._get_tracing_state
 in_transform = _C._are_functorch_transforms_active
 is_wrapped = _C._functorch.is_functorch_wrapped_tensor
 function_modes = _C._len_torch_function_stack
+dispatch_modes = _C._len_torch_dispatch_stack
 without_torch_function = _C.DisableTorchFunction
 without_dispatch = _C._DisableTorchDispatch
 _Uninitialized: Any = nn.parameter.UninitializedTensorMixin  # type: ignore[attr-defined] # torch does not export it
@@ -33,6 +34,11 @@ _DISPATCH = torch.Tensor.__torch_dispatch__
 
 class Unreadable(Exception):  # noqa: N818 # not an error of the program: a reason, which is counted
     """Tensor that cannot be read; the message gives the reason in a few words, to stand in brackets."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a tensor was not read, in a few words."""
+    return str(error) if isinstance(error, Unreadable) else f"refused by torch ({type(error).__name__})"
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
