@@ -52,8 +52,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     network, steps, count = shared.text("network"), shared.integer("steps"), shared.integer("examples")
     if network == "linear":
         for case in cases:
-            given = generator(case.random_seed("seed", "law", "examples"), Purpose.DATA)
-            norms = linear(LAWS[case.text("law")], 10 * count, given)
+            draws = generator(case.random_seed("seed", "law", "examples"), Purpose.DATA)
+            norms = linear(LAWS[case.text("law")], 10 * count, draws)
             yield case.rows("index examples", stats.tail_index(norms, SHARE).value, step=0)
         return
     template, given, optimizer = _network(network, len(cases))
@@ -140,8 +140,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         yield "noise_quantiles", pd.DataFrame(_quantiles(rows[rows["metric"].str.startswith("above ")]))
 
 
-def _when(table: pd.DataFrame) -> pd.Series[str]:
-    return pd.Series(np.where(table["step"] == 0, "at the start", "after training"), table.index)
+def _when(table: pd.DataFrame) -> pd.Series[Any]:
+    return table["step"].eq(0).map({True: "at the start", False: "after training"})
 
 
 def _known(known: pd.DataFrame) -> Iterator[Answer]:
@@ -191,8 +191,8 @@ def _quantiles(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Median over seeds of the norms exceeded by each share, over the median norm."""
     parts = table["metric"].str.extract(r"above (?P<share>\S+) (?P<of>.+)")
     table = table.assign(share=parts["share"].astype(float), of=parts["of"], when=_when(table))
-    middle = table[table["share"] == 0.5].set_index(["case", "step", "of"])["value"]
-    table = table.assign(ratio=table["value"] / table.set_index(["case", "step", "of"]).index.map(middle))
+    middle = table["value"].where(table["share"] == 0.5).groupby([table[name] for name in ("case", "step", "of")])
+    table = table.assign(ratio=table["value"] / middle.transform("max"))
     for (network, of, when, share), own in groups(table, ["network", "of", "when", "share"]):
         yield {
             "network": network,
