@@ -56,9 +56,10 @@ class StudyRows:
         self.diverged = 0
         self.finite: dict[Value, tuple[int, bool]] = {}
         self._decoded = decoded
+        self._chunks = tuple(chunks)
         self._levels = _Levels()
         broken: list[pd.DataFrame] = []
-        for chunk in chunks:
+        for chunk in self._chunks:
             read = decoded(chunk)
             if read is None:
                 continue
@@ -91,8 +92,7 @@ class StudyRows:
             by_case: in the order of the cases' ids, else of the chunks.
             ok: those with status `ok` alone.
         """
-        every = dict.fromkeys(chunk for chunks in self.parts.values() for chunk in chunks)
-        return self._gathered(every, lambda columns: columns.ok() if ok else columns).frame(by_case=by_case)
+        return self._gathered(self._chunks, lambda columns: columns.ok() if ok else columns).frame(by_case=by_case)
 
     def measured(self, part: str, *, by_case: bool = False) -> pd.DataFrame:
         """The rows of a part with status `ok`, with the parameters that its cases have."""
