@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.collections import QuadMesh
@@ -15,7 +14,9 @@ from matplotlib.figure import Figure as Canvas
 from depthgauge import drawing, origin
 from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import preserved
+from depthgauge.parts import Analysis
 from depthgauge.pilots import plain
+from depthgauge.reading import StudyRows
 from depthgauge.reports import images, style
 from depthgauge.reports.converting import plain_sentences, plain_verdict
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
@@ -168,8 +169,8 @@ def _examine(
     if section.model and not section.chunks:
         return replace(section, verdicts=tuple(_excluded(stored, name, study))), ()
     try:
-        frame = stored.frame(name)
-        section = replace(section, **_counts(frame))
+        rows = stored.rows(name)
+        section = replace(section, **_counts(rows))
     except Exception as error:  # noqa: BLE001 -- one unreadable study must not cost the others their report
         section = _unanswered(section, study, f"Its rows could not be read: {_sentence(error, study)}")
         return section, (error,)
@@ -181,15 +182,14 @@ def _examine(
     progress(f"{name}: analysing")
     try:
         with contained():
-            findings = study.analyse(frame)
+            findings = study.analyse.of(rows) if isinstance(study.analyse, Analysis) else study.analyse(rows.frame())
             section = replace(section, **_fields_of(findings, section.slug, study))
     except Exception as error:  # noqa: BLE001 -- an analysis is foreign code
         return _unanswered(section, study, f"Its analysis failed: {_sentence(error, study)}"), (error,)
     verdicts = (_of_one_model(verdict, section) for verdict in section.verdicts)
     decided = {verdict.id: verdict for verdict in (*verdicts, *_excluded(stored, name, study))}
-    answers = (*_not_finite(frame), *section.answers)
+    answers = (*_not_finite(rows), *section.answers)
     section = replace(section, verdicts=tuple(decided.values()), answers=answers)
-    del frame
     drawings, errors = _draw(study, findings, section.slug, progress)
     problems = (
         *(_problem(error, study) for error in findings.errors),
@@ -203,14 +203,12 @@ def _problem(error: Exception, study: Study) -> str:
     return f"{'' if contradicts else 'The analysis of a part failed: '}{_sentence(error, study)}"
 
 
-def _not_finite(frame: pd.DataFrame) -> Iterator[Sentence]:
+def _not_finite(rows: StudyRows) -> Iterator[Sentence]:
     """A sentence on each part of which no value is finite."""
-    measured = frame[frame["status"] == "ok"]
-    parts = measured.groupby("part", sort=False) if "part" in measured else [("", measured)]
-    for name, rows in parts:
-        if not np.isfinite(rows["value"].to_numpy(float)).any():
-            where = f" of the part {name}" if len(parts) > 1 else ""
-            yield Sentence(f"{len(rows):,} of {len(rows):,} values{where} are not finite.")
+    for part, (measured, finite) in rows.finite.items():
+        if not finite:
+            where = f" of the part {part}" if len(rows.finite) > 1 else ""
+            yield Sentence(f"{measured:,} of {measured:,} values{where} are not finite.")
 
 
 def _request_of(stored: Stored, name: str) -> dict[str, Any]:
@@ -251,22 +249,21 @@ def _of_one_model(verdict: Verdict, section: Section) -> Verdict:
     return replace(verdict, status=Status.NOT_APPLICABLE, why=why)
 
 
-def _counts(frame: pd.DataFrame) -> dict[str, Any]:
-    if frame.empty:
+def _counts(rows: StudyRows) -> dict[str, Any]:
+    if not rows.cases:
         return {}
-    case, status = frame["case"], frame["status"]
-    broken = frame.loc[status != "ok", ["case", "status", "message"]]
-    kinds = broken.drop_duplicates().assign(message=lambda rows: rows["message"].fillna("").astype(str))
+    broken = rows.broken
+    kinds = broken.drop_duplicates().assign(message=lambda some: some["message"].fillna("").astype(str))
     kinds["alike"] = kinds["message"].map(plain)
     failures = [
-        Failure(str(status), _alike(rows["message"]), len(rows), tuple(map(str, rows["case"].iloc[:_EXAMPLES])))
-        for (status, _), rows in kinds.groupby(["status", "alike"], sort=True)
+        Failure(str(status), _alike(some["message"]), len(some), tuple(map(str, some["case"].iloc[:_EXAMPLES])))
+        for (status, _), some in kinds.groupby(["status", "alike"], sort=True)
     ]
     failures.sort(key=lambda failure: -failure.cases)
     return {
-        "cases": int(case.nunique()),
+        "cases": rows.cases,
         "failed": int(broken["case"].nunique()),
-        "diverged": int(case[(frame["metric"] == "diverged") & (frame["value"] > 0)].nunique()),
+        "diverged": rows.diverged,
         "failures": tuple(failures[:_GROUPS]),
         "other_failures": max(len(failures) - _GROUPS, 0),
     }

@@ -37,7 +37,10 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
             "code costs declaration drifting encoding initialization precision preflight questions replicas summation"
             " timing"
         ),
-        "arrival curvature discovery drawing factories integrations noise pilots progress remaining roofline training",
+        (
+            "arrival curvature discovery drawing factories integrations noise pilots progress reading remaining"
+            " roofline training"
+        ),
         "identity origin parts refinement restriction workload",
         "parallel",
         "coordinates learning_rate models planning request runfile worker",

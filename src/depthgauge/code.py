@@ -141,6 +141,8 @@ def check_unchanged(what: str) -> None:
 def loaded_files() -> frozenset[str]:
     """The files behind what was imported whose modules are loaded by now."""
     ours = {str(path) for known in _KNOWN.values() for path in known.files.values()}
+    if not ours:
+        return frozenset()
     return frozenset(ours.intersection(str(getattr(module, "__file__", None)) for module in list(sys.modules.values())))
 
 

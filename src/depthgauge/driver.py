@@ -144,7 +144,7 @@ class Driver:
         self._cost.second.pop(first.name, None)
         ended = [chunk.id for chunk in first.chunks if named(chunk) in self.finished]
         try:
-            both = second_stage(first, self._request, self.store.stored().frame(first.name, ended))
+            both = second_stage(first, self._request, self.store.stored().rows(first.name, ended))
         except StudyError as error:
             self._problems.append(str(error))
             return []
@@ -272,16 +272,21 @@ class Driver:
 
     def _next(self, queue: deque[Task], *, alone: bool) -> Task | None:
         """The first task that waits for no pilot; those of a grid that stopped leave the queue."""
-        for task in tuple(queue):
+        stopped: list[Task] = []
+        found = None
+        for task in queue:
             if task.chunk.exclusive and not alone:
-                return None
+                break
             if self._pilots.waits(task.chunk, self.finished):
                 continue
             if self._pilots.first(task.chunk) or not (why := self._pilots.verdict(task.chunk, self.finished)):
-                return task
-            queue.remove(task)
+                found = task
+                break
+            stopped.append(task)
             self._stop(task.chunk, why)
-        return None
+        for task in stopped:
+            queue.remove(task)
+        return found
 
     def _stop(self, chunk: Chunk, why: str) -> None:
         cases = self._pilots.cases(chunk, self.finished)

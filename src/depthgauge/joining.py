@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from depthgauge.reading import StudyRows
 from depthgauge.runfile import NAME, StoreError
 from depthgauge.store import Stored
 
@@ -39,6 +40,10 @@ class Joined(Stored):
     def frame(self, study: str, chunks: Iterable[str] | None = None) -> pd.DataFrame:
         """The study's rows, as in `Stored`."""
         return self.owners[study].frame(study, chunks)
+
+    def rows(self, study: str, chunks: Iterable[str] | None = None) -> StudyRows:
+        """The study's rows, part by part, as in `Stored`."""
+        return self.owners[study].rows(study, chunks)
 
 
 def join(runs: Sequence[Stored], out: Path) -> Joined:

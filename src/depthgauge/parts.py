@@ -20,14 +20,15 @@ its claims are `not_measured`.
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import pandas as pd
 
 from depthgauge.foreign import describe_error
-from depthgauge.study import SERIES, Case, Context, Grid, Rows, Study, StudyError, is_name
+from depthgauge.study import PART, SERIES, Case, Context, Grid, Rows, Study, StudyError, is_name
 from depthgauge.topics import unknown_topic
 from depthgauge.verdict import Claim, Figure, Findings, Sentence, Status, Verdict, unknown_claim
 
@@ -93,18 +94,18 @@ class Part:
             raise StudyError(f"part name {self.name!r} is no lower-case identifier")
         called = {"grids": self.grids, "run": self.run, "analyse": self.analyse}
         called |= {name: value for name in ("second", "preflight") if (value := getattr(self, name)) is not None}
-        for field, value in called.items():
+        for name, value in called.items():
             if not callable(value):
-                raise StudyError(f"part {self.name!r}: its {field} is a {type(value).__name__}, which cannot be called")
+                raise StudyError(f"part {self.name!r}: its {name} is a {type(value).__name__}, which cannot be called")
         tuples: tuple[tuple[str, str, Callable[[object], bool]], ...] = (
             ("claims", "Claims", lambda item: isinstance(item, Claim)),
             ("figures", "functions", callable),
             ("shown", "texts", lambda item: isinstance(item, str)),
         )
-        for field, kind, fits in tuples:
-            items = getattr(self, field)
+        for name, kind, fits in tuples:
+            items = getattr(self, name)
             if not isinstance(items, tuple) or not all(map(fits, items)):
-                raise StudyError(f"part {self.name!r}: its {field} are no tuple of {kind}")
+                raise StudyError(f"part {self.name!r}: its {name} are no tuple of {kind}")
         if why := unknown_topic(str(self.topic)):
             raise StudyError(f"part {self.name!r}: {why}")
         if not isinstance(self.method, str) or not isinstance(self.sizes, Mapping):  # type: ignore[redundant-expr]  # a study is not type-checked
@@ -148,7 +149,7 @@ class Part:
             raise StudyError(f"part {self.name!r}: its {field} returned a {wrong[0]}, where Grids belong")
         claims = tuple(claim.id for claim in self.claims)
         return tuple(
-            replace(grid, fixed={**grid.fixed, "part": self.name}, claims=grid.claims or claims) for grid in every
+            replace(grid, fixed={**grid.fixed, PART: self.name}, claims=grid.claims or claims) for grid in every
         )
 
 
@@ -190,24 +191,20 @@ def study(
         return tuple(replace(grid, fixed={**grid.fixed, **own}) for grid in grids)
 
     def preflight(case: Case) -> Case:
-        smallest = by_name[case.text("part")].preflight
+        smallest = by_name[case.text(PART)].preflight
         return case if smallest is None else smallest(case)
 
     return Study(
         name,
         question,
         presets={size: drawn(grid for part in parts for grid in part.at(size)) for size in _presets(parts)},
-        run=lambda cases, context: by_name[cases[0].text("part")].run(cases, context),
-        analyse=lambda frame: _findings(parts, claims, frame, shown),
+        run=lambda cases, context: by_name[cases[0].text(PART)].run(cases, context),
+        analyse=Analysis(tuple(parts), claims, shown),
         plot=lambda findings: _figures(parts, findings),
         claims=claims,
         method="\n\n".join(part.method.strip() for part in parts if part.method.strip()),
         preflight=preflight if any(part.preflight for part in parts) else None,
-        second=(
-            (lambda size, frame: drawn(g for part in parts for g in part.after(size, _measured(frame, part.name))))
-            if any(part.second for part in parts)
-            else None
-        ),
+        second=SecondStage(tuple(parts), drawn) if any(part.second for part in parts) else None,
         parts=tuple(parts),
         **more,
     )
@@ -217,48 +214,155 @@ def _presets(parts: Sequence[Part]) -> list[str]:
     return [size for size in parts[0].sizes if size != TINY]
 
 
-def _measured(frame: pd.DataFrame, part: str) -> pd.DataFrame:
-    """The rows of a part's cases that were measured."""
-    if "part" not in frame:  # no case of any part got so far
-        return frame.iloc[:0]
-    return frame[(frame["status"] == "ok") & (frame["part"] == part)]
+class Source(Protocol):
+    """Rows of a study, to be had part by part: all in one frame, or in files of a run."""
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether every row was measured."""
+
+    def asked(self, part: str) -> bool:
+        """Tell whether any case of the part has ended, well or not."""
+
+    def measured(self, part: str, *, by_case: bool = False) -> pd.DataFrame:
+        """The rows of the part's cases that were measured."""
 
 
-def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFrame, shown: tuple[str, ...]) -> Findings:
-    """One verdict a claim, in the order of the claims; tables and sentences in the order of the parts.
+@dataclass(frozen=True)
+class _Frame:
+    """Rows that one frame holds."""
 
-    A part whose analysis raises costs its own answers alone.
+    frame: pd.DataFrame
+
+    @property
+    def whole(self) -> bool:
+        return bool((self.frame["status"] == "ok").all())
+
+    def asked(self, part: str) -> bool:
+        return PART in self.frame and bool((self.frame[PART] == part).any())
+
+    def measured(self, part: str, *, by_case: bool = False) -> pd.DataFrame:
+        if PART not in self.frame:  # no case of any part got so far
+            return self.frame.iloc[:0]
+        rows = self.frame[(self.frame["status"] == "ok") & (self.frame[PART] == part)]
+        return rows.sort_values("case", kind="stable") if by_case else rows
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """The second stages of all parts.
+
+    Attributes:
+        parts: the study's.
+        drawn: puts the study's series into grids.
     """
-    answers: list[Answer] = []
-    errors: list[Exception] = []
-    silent: dict[str, Verdict] = {}
-    for part in parts:
-        rows = _measured(frame, part.name)
-        given: list[Answer] = []
-        raised: Exception | None = None
+
+    parts: tuple[Part, ...]
+    drawn: Callable[[Iterable[Grid]], tuple[Grid, ...]]
+
+    def __call__(self, size: str, frame: pd.DataFrame) -> tuple[Grid, ...]:
+        """The further grids, from rows that one frame holds."""
+        return self.of(size, _Frame(frame))
+
+    def of(self, size: str, rows: Source) -> tuple[Grid, ...]:
+        """The further grids; of the rows only those of one part are asked for at a time, in the cases' order."""
+        asking = (part for part in self.parts if part.second is not None)
+        return self.drawn(grid for part in asking for grid in part.after(size, rows.measured(part.name, by_case=True)))
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The analyses of all parts, put together.
+
+    Attributes:
+        parts: the study's.
+        claims: the study's; the order of the verdicts.
+        shown: names of tables that are printed, before those that the parts name.
+    """
+
+    parts: tuple[Part, ...]
+    claims: tuple[Claim, ...]
+    shown: tuple[str, ...]
+
+    def __call__(self, frame: pd.DataFrame) -> Findings:
+        """The findings, from rows that one frame holds."""
+        return self.of(_Frame(frame))
+
+    def of(self, rows: Source) -> Findings:
+        """One verdict a claim, in the order of the claims; tables and sentences in the order of the parts.
+
+        A part whose analysis raises costs its own answers alone. Of the rows only those of one part are asked for at a
+        time, and let go before the next.
+        """
+        answers: list[Answer] = []
+        errors: list[Exception] = []
+        silent: dict[str, Verdict] = {}
+        measured = rows.whole
+        for part in self.parts:
+            found = _Found.of(part, rows, self.claims)
+            answers += found.answers
+            if found.raised:
+                traceback.clear_frames(found.raised.__traceback__)  # they hold the rows; the lines stay
+                errors.append(found.raised)
+            silent |= {claim.id: found.silent(claim) for claim in part.claims if claim.id not in silent}
+            measured &= found.measured
+        decided = {answer.id: answer for answer in answers if isinstance(answer, Verdict)}
+        tables: dict[str, pd.DataFrame] = {}
+        for name, table in (answer for answer in answers if isinstance(answer, tuple)):
+            if name in tables:
+                errors.append(StudyError(f"two tables are named {name!r}, of which the second is left out"))
+            tables.setdefault(name, table)
+        shown = (*self.shown, *(table for part in self.parts for table in part.shown))
+        return Findings(
+            tuple(decided.get(claim.id, silent[claim.id]) for claim in self.claims),
+            tables,
+            tuple(dict.fromkeys(answer for answer in answers if isinstance(answer, Sentence | str))),
+            tuple(table for table in shown if table in tables),
+            tuple(errors),
+            whole=measured and not errors,
+        )
+
+
+@dataclass
+class _Found:
+    """The answers of a part, and what it raised after them.
+
+    Attributes:
+        part: the part.
+        asked: whether any of its cases has ended.
+        measured: whether any gave a row.
+        answers: what its analysis yielded.
+        raised: what it raised.
+    """
+
+    part: Part
+    asked: bool
+    measured: bool = False
+    answers: list[Answer] = field(default_factory=list)
+    raised: Exception | None = None
+
+    @staticmethod
+    def of(part: Part, source: Source, claims: Sequence[Claim]) -> _Found:
+        rows = source.measured(part.name)
+        found = _Found(part, source.asked(part.name), measured=len(rows) > 0)
         try:
-            given += _checked(part, part.analyse(rows), claims) if len(rows) else ()
+            found.answers += _checked(part, part.analyse(rows), claims) if found.measured else ()
         except Exception as error:  # noqa: BLE001 - an analysis is foreign code
-            raised = error
-        answers += given
-        errors += [raised] if raised else []
-        asked = "part" in frame and bool((frame["part"] == part.name).any())
-        silent |= {c.id: _silent(c, part, rows, raised, asked=asked) for c in part.claims if c.id not in silent}
-    decided = {answer.id: answer for answer in answers if isinstance(answer, Verdict)}
-    tables: dict[str, pd.DataFrame] = {}
-    for name, table in (answer for answer in answers if isinstance(answer, tuple)):
-        if name in tables:
-            errors.append(StudyError(f"two tables are named {name!r}, of which the second is left out"))
-        tables.setdefault(name, table)
-    measured = bool((frame["status"] == "ok").all()) and all(len(_measured(frame, part.name)) for part in parts)
-    return Findings(
-        tuple(decided.get(claim.id, silent[claim.id]) for claim in claims),
-        tables,
-        tuple(dict.fromkeys(answer for answer in answers if isinstance(answer, Sentence | str))),
-        tuple(table for table in (*shown, *(table for part in parts for table in part.shown)) if table in tables),
-        tuple(errors),
-        whole=measured and not errors,
-    )
+            found.raised = error
+        return found
+
+    def silent(self, claim: Claim) -> Verdict:
+        """The verdict on a claim of which the analysis said nothing, with the reason."""
+        part = self.part
+        if not self.measured:
+            left = not self.asked and "quick" in part.sizes and not part.at("quick")
+            why = "no case was run for it; `quick` leaves it to `standard`" if left else "nothing was measured for it"
+            return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why)
+        if self.raised is not None:
+            why = f"the analysis of the part {part.name} failed: {describe_error(self.raised)}"
+            return Verdict(claim.id, claim.text, Status.INCONCLUSIVE, why=why)
+        why = f"the analysis of the part {part.name} gave no verdict on it"
+        return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why)
 
 
 def _figures(parts: Sequence[Part], findings: Findings) -> Iterator[Figure]:
@@ -294,16 +398,3 @@ def _checked(part: Part, answers: object, claims: Sequence[Claim]) -> Iterator[A
             kind = type(answer).__name__
             raise StudyError(f"part {part.name!r}: a {kind} is neither a verdict, a (name, table), nor a sentence")
         yield answer
-
-
-def _silent(claim: Claim, part: Part, rows: pd.DataFrame, raised: Exception | None, *, asked: bool) -> Verdict:
-    """The verdict on a claim of which the analysis said nothing, with the reason."""
-    if rows.empty:
-        left = not asked and "quick" in part.sizes and not part.at("quick")
-        why = "no case was run for it; `quick` leaves it to `standard`" if left else "nothing was measured for it"
-        return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why)
-    if raised is not None:
-        why = f"the analysis of the part {part.name} failed: {describe_error(raised)}"
-        return Verdict(claim.id, claim.text, Status.INCONCLUSIVE, why=why)
-    why = f"the analysis of the part {part.name} gave no verdict on it"
-    return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why)

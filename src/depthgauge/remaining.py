@@ -25,6 +25,7 @@ Group = tuple[str, str]
 
 _STIFF = 0.3  # of the ridge: a power that few chunks tell is taken for small
 _INERT = 0.1  # of all work: that much of it counts as measured, and as long as known beforehand
+_SOON, _MANY, _LATER = 1.1, 100, 1.5  # a fit is made anew where that many times the chunks are known; many, then later
 _LEAST = 0.25  # of what chunks tell, below which what was known beforehand is not believed
 
 
@@ -39,20 +40,25 @@ class _Kind:
 
 @dataclass
 class _Part:
-    """The chunks of one group."""
+    """The chunks of one group; its sums are kept as chunks come and go: a chunk more costs the same, however many."""
 
     waiting: Counter[_Kind] = field(default_factory=Counter)  # kind -> cases
+    coming: int = 0  # cases that wait
     learnt: list[tuple[_Kind, float, int]] = field(default_factory=list)  # kind, seconds, cases
+    seconds: float = 0.0  # of what is learnt
+    cases: int = 0  # likewise
     fitted: int = 0  # chunks that were known when it was last fitted
     rates: dict[_Kind, float] = field(default_factory=dict)  # seconds a case, for a part of rate 1
+    beside: float = 0.0  # seconds that those take which wait, for a part of rate 1
+    alone: float = 0.0  # likewise, where nothing may run beside them
 
-    @property
-    def seconds(self) -> float:
-        return sum(seconds for _, seconds, _ in self.learnt)
-
-    @property
-    def cases(self) -> int:
-        return sum(cases for _, _, cases in self.learnt)
+    def count(self, kind: _Kind, cases: int) -> None:
+        """Count cases that wait, or do not wait any more, at the rate that was fitted for their kind."""
+        self.coming += cases
+        if kind.exclusive:
+            self.alone += self.rates.get(kind, 0.0) * cases
+        else:
+            self.beside += self.rates.get(kind, 0.0) * cases
 
 
 class Cost:
@@ -105,20 +111,25 @@ class Cost:
         for chunk in chunks:
             part = self._parts.setdefault(group(chunk), _Part())
             part.waiting[_kind(chunk)] += len(chunk.cases)
+            part.coming += len(chunk.cases)
             part.fitted = 0
 
     def learn(self, chunk: Chunk, seconds: float) -> None:
         """Note the seconds that a chunk took."""
         self.drop(chunk)
-        self._parts[group(chunk)].learnt.append((_kind(chunk), seconds, len(chunk.cases)))
+        part = self._parts[group(chunk)]
+        part.learnt.append((_kind(chunk), seconds, len(chunk.cases)))
+        part.seconds += seconds
+        part.cases += len(chunk.cases)
         self.spent += seconds
 
     def drop(self, chunk: Chunk) -> None:
         """Remove a chunk that does not wait any more."""
-        waiting, kind = self._parts[group(chunk)].waiting, _kind(chunk)
-        waiting[kind] -= len(chunk.cases)
-        if waiting[kind] <= 0:
-            del waiting[kind]
+        part, kind = self._parts[group(chunk)], _kind(chunk)
+        part.waiting[kind] -= len(chunk.cases)
+        part.count(kind, -len(chunk.cases))
+        if part.waiting[kind] <= 0:
+            del part.waiting[kind]
 
     def left(self, workers: int) -> float | None:
         """Seconds of the clock until all are done; None while nothing is known."""
@@ -150,22 +161,19 @@ class Cost:
     def _of_part(self, name: Group, part: _Part, factor: float) -> tuple[float, float]:
         rate = self._rate(name, part, factor)
         _fit(part)
-        each = {kind: rate * part.rates[kind] * cases for kind, cases in part.waiting.items()}
-        told = sum(each.values())
+        beside, alone = rate * max(part.beside, 0.0), rate * max(part.alone, 0.0)
         scale = 1.0
-        if name in self.known and told > 0:
-            waiting = sum(part.waiting.values())
-            before = factor * self.known[name] * (waiting + part.cases) - part.seconds
-            weight = part.cases / (waiting + part.cases)
-            scale = weight + (1 - weight) * max(before / told, _LEAST if part.learnt else 0.0)
-        alone = sum(seconds for kind, seconds in each.items() if kind.exclusive)
-        return scale * (told - alone), scale * alone
+        if name in self.known and beside + alone > 0:
+            before = factor * self.known[name] * (part.coming + part.cases) - part.seconds
+            weight = part.cases / (part.coming + part.cases)
+            scale = weight + (1 - weight) * max(before / (beside + alone), _LEAST if part.learnt else 0.0)
+        return scale * beside, scale * alone
 
     def _factor(self) -> float:
         """How many times longer than known beforehand chunks take; few of them say little of the others."""
         measured = [(part, self.known[name]) for name, part in self._parts.items() if name in self.known]
         expected = sum(rate * part.cases for part, rate in measured)
-        coming = sum(rate * part.waiting.total() for part, rate in measured)
+        coming = sum(rate * part.coming for part, rate in measured)
         inert = _INERT * (expected + coming)
         return (sum(part.seconds for part, _ in measured) + inert) / (expected + inert) if inert > 0 else 1.0
 
@@ -194,13 +202,19 @@ def _kind(chunk: Chunk) -> _Kind:
 
 def _fit(part: _Part) -> None:
     """Fit the seconds a case of every kind that waits; 1 is what the part's finished chunks took on average."""
-    if part.fitted and len(part.learnt) < 1.1 * part.fitted:
+    if part.fitted and len(part.learnt) < (_SOON if part.fitted < _MANY else _LATER) * part.fitted:
         return
-    waiting = list(part.waiting)
     part.fitted = max(len(part.learnt), 1)
+    part.rates = _rates(part)
+    part.coming, part.beside, part.alone = 0, 0.0, 0.0
+    for kind, cases in part.waiting.items():
+        part.count(kind, cases)
+
+
+def _rates(part: _Part) -> dict[_Kind, float]:
+    waiting = list(part.waiting)
     if not part.learnt or part.seconds <= 0:
-        part.rates = dict.fromkeys(waiting, 1.0)
-        return
+        return dict.fromkeys(waiting, 1.0)
     kinds = [kind for kind, _, _ in part.learnt]
     columns = _columns([*kinds, *waiting])
     seconds = np.array([max(seconds, 1e-6) for _, seconds, _ in part.learnt])
@@ -214,7 +228,7 @@ def _fit(part: _Part) -> None:
     fitted = np.exp(mean + shifted @ powers + [rest[kind.grid] for kind in kinds])
     unbiased = part.cases / float(fitted @ cases)
     told = np.exp(np.clip(mean + (asked - centre) @ powers, -7, 7) + [rest.get(kind.grid, 0.0) for kind in waiting])
-    part.rates = dict(zip(waiting, unbiased * told, strict=True))
+    return dict(zip(waiting, (unbiased * told).tolist(), strict=True))
 
 
 def _columns(kinds: list[_Kind]) -> np.ndarray:

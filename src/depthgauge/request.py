@@ -10,7 +10,7 @@ Everything here is a pure function of declarations and, for a second stage, of s
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +20,14 @@ from depthgauge.discovery import Found
 from depthgauge.factories import Input, Target
 from depthgauge.foreign import contained
 from depthgauge.isolation import isolated
+from depthgauge.parts import SecondStage
 from depthgauge.restriction import Restricted, equip, restrict
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from depthgauge.reading import StudyRows
 
 Tried = Mapping[Case, str]
 
@@ -151,13 +154,13 @@ def smallest(requested: StudyRequest) -> StudyRequest:
     return replace(requested, chunks=tuple(Chunk(requested.name, (case,)) for case in cases))
 
 
-def second_stage(requested: StudyRequest, request: Request, rows: pd.DataFrame) -> StudyRequest:
+def second_stage(requested: StudyRequest, request: Request, rows: StudyRows) -> StudyRequest:
     """The study with the chunks that its second stage asks for; the same ones for the same rows.
 
     Args:
         requested: the study, its first stage finished.
         request: the request.
-        rows: the rows of its first stage, as `Stored.frame` has them.
+        rows: the rows of its first stage.
 
     Raises:
         StudyError: the second stage raises, returns no grids, or asks for cases of the first; says what to do.
@@ -172,12 +175,11 @@ def second_stage(requested: StudyRequest, request: Request, rows: pd.DataFrame) 
         ) from error
 
 
-def _second_stage(requested: StudyRequest, request: Request, rows: pd.DataFrame) -> StudyRequest:
+def _second_stage(requested: StudyRequest, request: Request, rows: StudyRows) -> StudyRequest:
     study = requested.study
-    measured = rows[rows["status"] == "ok"].sort_values("case", kind="stable", ignore_index=True)
-    if study.second is None or measured.empty:
+    if study.second is None or not rows.measured_rows:
         return replace(requested, waiting=False)
-    grids = _grids(study, study.second, request.preset, measured)
+    grids = _grids(study, study.second, request.preset, rows)
     restricted = requested.restricted
     declared = replace(study, presets={**study.presets, request.preset: grids})
     if further := _restricted(declared, request, requested.tried):
@@ -188,11 +190,13 @@ def _second_stage(requested: StudyRequest, request: Request, rows: pd.DataFrame)
 
 
 def _grids(
-    study: Study, second: Callable[[str, pd.DataFrame], object], preset: str, measured: pd.DataFrame
+    study: Study, second: Callable[[str, pd.DataFrame], Iterable[Grid]], preset: str, rows: StudyRows
 ) -> tuple[Grid, ...]:
     try:
         with contained(), isolated(f"{study.name}: second stage", study.threads, "cpu"):
-            grids: tuple[Grid, ...] = tuple(second(preset, measured))  # type: ignore[arg-type] # a study is not type-checked
+            if isinstance(second, SecondStage):
+                return second.of(preset, rows)
+            grids = tuple(second(preset, rows.frame(by_case=True, ok=True)))
     except Exception as error:
         raise StudyError(f"study {study.name!r}: its second stage raised {origin.describe(study, error)}") from error
     if wrong := [type(grid).__name__ for grid in grids if not isinstance(grid, Grid)]:  # type: ignore[redundant-expr] # likewise

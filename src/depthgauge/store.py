@@ -20,19 +20,19 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from depthgauge import housekeeping, identity, runfile
-from depthgauge.encoding import LARGEST, LAST, SCHEMA, DamagedError, Summary, decode
+from depthgauge import housekeeping, identity, reading, runfile
+from depthgauge.encoding import LARGEST, SCHEMA, DamagedError, Summary, decode
 from depthgauge.folder import Folder, OddFileError
 from depthgauge.runfile import LostError, StoreError
-from depthgauge.study import COORDINATES, Case, Chunk, Value, is_name, spell
+from depthgauge.study import Chunk, is_name
 
 __all__ = ["Store", "StoreError", "Stored", "read", "storage_errors"]
 
@@ -91,40 +91,29 @@ class Stored:
         Raises:
             StoreError: the study is not in this run, or a file of it is damaged.
         """
+        self._check(study)
+        return reading.whole(self.chunks(study) if chunks is None else chunks, partial(self._chunk, study))
+
+    def rows(self, study: str, chunks: Iterable[str] | None = None) -> reading.StudyRows:
+        """The study's rows, to be read part by part; one pass over its files tells what they hold.
+
+        Args:
+            study: its name.
+            chunks: ids of the chunks whose rows are wanted; None for all that were asked for.
+
+        Raises:
+            StoreError: as `frame`; so do the rows when they are read.
+        """
+        self._check(study)
+        return reading.StudyRows(self.chunks(study) if chunks is None else chunks, partial(self._chunk, study))
+
+    def _check(self, study: str) -> None:
         if study not in self.run["request"]:
             raise StoreError(f"{self.directory} holds no study {study!r}; it holds {', '.join(self.studies) or 'none'}")
-        fixed = ["case", *COORDINATES, *LAST]
-        tables: list[pa.Table] = []
-        params: dict[str, dict[str, Value]] = {}
+
+    def _chunk(self, study: str, chunk: str) -> tuple[pa.Table, dict[str, Any]] | None:
         with storage_errors(f"{self.directory} cannot be read"), Folder.open(self.directory) as folder:
-            for chunk in self.chunks(study) if chunks is None else chunks:
-                read = _chunk(folder, study, chunk)
-                if read is not None:
-                    tables.append(read[0].select(fixed))
-                    params |= {case.id: dict(case.params) for case in map(Case.of, read[1]["cases"])}
-        if not tables:
-            return pd.DataFrame({name: pd.Series(dtype=_EMPTY.get(name, "object")) for name in fixed})
-        table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-        case = table["case"].chunk(0) if table["case"].num_chunks else table["case"].combine_chunks()
-        ids, where = case.dictionary.to_pylist(), np.asarray(case.indices)
-        plain = pa.table(
-            {
-                name: column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
-                for name, column in zip(table.column_names, table.columns, strict=True)
-            }
-        ).to_pandas()
-        given = {
-            name: pd.Series(_told_apart([params[i].get(name) for i in ids])).take(where).reset_index(drop=True)
-            for name in sorted({name for i in ids for name in params[i]})
-        }
-        return pd.DataFrame({"case": plain["case"], **given, **{name: plain[name] for name in fixed[1:]}})
-
-
-def _told_apart(values: list[Value]) -> list[Value]:
-    """The values; spelled, where equal ones are not the same, for an analysis that groups by them."""
-    if len({spell(value) for value in values}) == len(set(values)):
-        return values
-    return [None if value is None else spell(value) for value in values]
+            return _chunk(folder, study, chunk)
 
 
 def _chunk(folder: Folder, study: str, chunk: str) -> tuple[pa.Table, dict[str, Any]] | None:
@@ -138,9 +127,6 @@ def _chunk(folder: Folder, study: str, chunk: str) -> tuple[pa.Table, dict[str, 
             return decode(folder.read(names, most=LARGEST), study, chunk)
     except DamagedError as error:
         raise StoreError(f"{path} is damaged ({error}); run again into {folder.path} to measure it anew") from error
-
-
-_EMPTY = {"value": "float64", "layer_index": "float64", "step": "float64"}
 
 
 def read(directory: str | Path) -> Stored:

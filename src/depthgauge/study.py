@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 Value = str | int | float | bool | None
 
 COORDINATES = ("layer", "layer_index", "direction", "step")
+PART = "part"  # the parameter that names a study's part
 SERIES = "series"  # the parameter that tells one series of draws from another
 RESERVED = frozenset({"case", *COORDINATES, "metric", "value", "status", "message"})
 

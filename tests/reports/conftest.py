@@ -40,6 +40,35 @@ class FakeStored:
     def frame(self, name: str) -> pd.DataFrame:
         return self.frames[name]
 
+    def rows(self, name: str) -> "FakeRows":
+        return FakeRows(self.frame(name))
+
+
+@dataclass(frozen=True)
+class FakeRows:
+    every: pd.DataFrame
+
+    @property
+    def cases(self) -> int:
+        return self.every["case"].nunique()
+
+    @property
+    def broken(self) -> pd.DataFrame:
+        return self.every.loc[self.every["status"] != "ok", ["case", "status", "message"]]
+
+    @property
+    def diverged(self) -> int:
+        every = self.every
+        return every["case"][(every["metric"] == "diverged") & (every["value"] > 0)].nunique()
+
+    @property
+    def finite(self) -> Mapping[str, tuple[int, bool]]:
+        values = self.every["value"][self.every["status"] == "ok"]
+        return {"": (len(values), bool(np.isfinite(values.to_numpy(float)).any()))} if len(values) else {}
+
+    def frame(self) -> pd.DataFrame:
+        return self.every
+
 
 def rows(cases: int = 24, layers: int = 40) -> pd.DataFrame:
     """What a store gives back: `cases` seeds of a signal that loses 3 % a layer; some diverge, some fail."""
