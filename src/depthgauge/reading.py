@@ -29,9 +29,7 @@ Decoded = Callable[[str], "tuple[pa.Table, Mapping[str, Any]] | None"]
 _NUMBERS = ("layer_index", "step")
 _EMPTY = {"value": "float64", **dict.fromkeys(_NUMBERS, "float64")}
 # Where pandas has a dtype for text, its form that points to texts; the other one holds every text anew.
-_TEXT: Any = (
-    object if pd.Series(["text"]).dtype == object else pd.StringDtype("python", na_value=np.nan)  # type: ignore[call-arg]  # new in pandas 2.3
-)
+_TEXT: Any = object if pd.Series(["text"]).dtype == object else pd.StringDtype("python", na_value=np.nan)
 
 
 class StudyRows:
@@ -166,12 +164,13 @@ class _Columns:
     def where(self, column: str, text: str) -> np.ndarray:
         """Whether each row has that text."""
         texts = self.texts[column]
-        return self.codes[column] == (texts.index(text) if text in texts else len(texts))
+        same: np.ndarray = np.equal(self.codes[column], texts.index(text) if text in texts else len(texts))
+        return same
 
     def in_part(self, part: Value) -> np.ndarray:
         """Whether each row is of a case of the part."""
-        own = np.array([case.get(PART) == part for case in self.cases], bool)
-        return own[self.codes["case"]]
+        own: np.ndarray = np.array([case.get(PART) == part for case in self.cases], bool)[self.codes["case"]]
+        return own
 
     def ok(self) -> _Columns:
         return self._kept(self.where("status", OK))
@@ -212,7 +211,8 @@ def _coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
 
 def _texts(codes: np.ndarray, texts: Iterable[str]) -> pd.Series[Any]:
     """The text of each code, 8 bytes each; -1 is missing."""
-    return pd.Series(np.array([*texts, None], object)[codes], dtype=_TEXT)
+    pointed: pd.Series[Any] = pd.Series(np.array([*texts, None], object)[codes], dtype=_TEXT)
+    return pointed
 
 
 # -- many chunks -------------------------------------------------------------------------------------------------------

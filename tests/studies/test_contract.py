@@ -22,7 +22,7 @@ import torch
 
 from depthgauge import running, store
 from depthgauge.discovery import discover
-from depthgauge.parts import TINY, Part
+from depthgauge.parts import TINY, Analysis, Part
 from depthgauge.reports import style
 from depthgauge.study import Case, Context, Grid, Rows, Study
 from depthgauge.verdict import Findings, Sentence, Status, Verdict
@@ -195,6 +195,32 @@ def test_a_frame_of_these_tests_is_what_the_store_gives_back(name: str, tidy: Ti
     ours = tidy(rows).fillna(np.nan)  # a coordinate that no row names is a column of NaN
     pd.testing.assert_frame_equal(ours, stored, check_dtype=False, check_column_type=False)
     assert repr(study.analyse(stored).verdicts) == repr(study.analyse(ours).verdicts)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Rows that are had part by part, as from the files of a run: a part's have its own parameters alone."""
+
+    name: str
+    tidy: Tidy
+    whole: bool = True
+
+    def asked(self, part: str) -> bool:
+        return bool(tried(self.name, part).rows)
+
+    def measured(self, part: str, *, by_case: bool = False) -> pd.DataFrame:
+        rows = self.tidy(tried(self.name, part).rows)
+        return rows.sort_values("case", kind="stable") if by_case else rows
+
+
+@every_study
+def test_parts_had_one_by_one_find_what_they_find_beside_the_others(name: str, tidy: Tidy) -> None:
+    study, together = STUDIES[name], findings(name, tidy)
+    assert isinstance(study.analyse, Analysis)
+    apart = study.analyse.of(Apart(name, tidy))
+    assert not apart.errors
+    assert repr(apart.verdicts) == repr(together.verdicts)
+    assert list(apart.tables) == list(together.tables)
 
 
 # -- answering ---------------------------------------------------------------------------------------------------------
