@@ -182,6 +182,59 @@ def test_a_layer_that_is_made_anew_in_each_pass() -> None:
     assert not _kinds(outside, _sequences(), _sequences())
 
 
+class _Late(nn.Module):
+    """Makes its first layer when it knows the width of what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: nn.Linear | None = None
+        self.last = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first is None:
+            self.first = nn.Linear(x.shape[-1], WIDTH)
+        return self.last(self.first(x).tanh())  # type: ignore[no-any-return] # a module
+
+
+def test_a_layer_that_the_first_pass_makes_is_not_in_the_optimizer() -> None:
+    """It is taken out again, as it was not there before the check."""
+    model = _Late()
+    training = Training(
+        model, [torch.randn(ROWS, 5)] * 4, lambda net, x: (net(x) - 1).square().mean(),
+        torch.optim.SGD(model.parameters(), 0.1),
+    )  # fmt: skip
+    found = {each.kind: each.where for each in depthgauge.check(training, only=["signal"]).answers["signal"].findings}
+    assert found["not_in_optimizer"] == ("first", "first.bias", "first.weight", "optimizer")
+    assert vars(model)["first"] is None
+    assert [name for name, _ in model.named_children()] == ["last"]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_weights_that_go_through_a_softmax_again(again: bool) -> None:
+    def act(self: _Sequence, x: Tensor) -> Tensor:
+        weights = self.score(x).softmax(1)  # type: ignore[operator] # a module
+        return ((weights.softmax(1) if again else weights) * x).sum(1)
+
+    found = _kinds(_Sequence(act, score=nn.Linear(WIDTH, 1)), _sequences())
+    assert found == ({"softmax_twice": ("model", "score")} if again else {})
+
+
+@pytest.mark.parametrize("every", [1, 4, LENGTH])
+def test_a_state_without_its_gradient(every: int) -> None:
+    """Cut between spans of several steps, it is a way to bound the memory."""
+
+    def act(self: _Sequence, x: Tensor) -> Tensor:
+        state = (torch.zeros(len(x), WIDTH), torch.zeros(len(x), WIDTH))
+        for place in range(LENGTH):
+            state = self.cell(x[:, place], state)  # type: ignore[operator] # a module
+            if not (place + 1) % every:
+                state = (state[0].detach(), state[1].detach()) if place + 1 < LENGTH else state
+        return state[0]
+
+    found = _kinds(_Sequence(act, cell=nn.LSTMCell(WIDTH, WIDTH)), _sequences())
+    assert found == ({"cut_state": ("cell",)} if every == 1 else {})
+
+
 def test_one_layer_in_several_places() -> None:
     """Not activations, which hold no weights, and not a layer that is called twice by a loop."""
     layer = nn.Linear(WIDTH, WIDTH)

@@ -60,6 +60,14 @@ KINDS = {
         "fault",
         "the weights of an attention add up to one along another axis than that along which the values are added",
     ),
+    "softmax_twice": Kind(
+        "fault",
+        "what goes into a softmax are rows above 0 that add up to one, and are not all alike: another softmax's",
+    ),
+    "cut_state": Kind(
+        "fault",
+        "a recurrent cell, a step of a sequence a call, gets its own last state without its gradient each time",
+    ),
     "nonfinite": Kind(
         "fault",
         "an activation, a gradient or the loss is not finite: the text says where it began",
