@@ -308,6 +308,31 @@ def test_an_adapter_around_a_frozen_layer_is_no_fault_and_a_frozen_head_is() -> 
     assert _faults(_ask(headed)) == {"frozen_layer": ("4",)}
 
 
+class _Named(nn.Module):
+    """A table of vectors, kept as it is, and layers under names that begin alike."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.tok = nn.Embedding(40, 12).requires_grad_(False)
+        self.add_module(name, nn.Linear(12, 24))
+        self.unused = nn.Linear(24, 24).requires_grad_(False)
+        self.body, self.head = nn.Linear(24, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = self.tok((x.abs() * 10).long().clamp(max=39)[:, :3]).mean(1)
+        return self.head(self.body(self.get_submodule(self.name)(words).relu()).relu())  # type: ignore[no-any-return] # a module
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("token_mix", True), ("token_mix", False), ("mix", True)])
+def test_a_new_layer_that_a_prefix_freezes_with_another(name: str, frozen: bool) -> None:
+    """Frozen first layers by themselves, a frozen table and a layer that nothing uses are no fault."""
+    model = _Named(name)
+    model.get_submodule(name).requires_grad_(not frozen)
+    found = _faults(_ask(model))
+    assert found == ({"frozen_layer": ("token_mix",)} if frozen and name == "token_mix" else {})
+
+
 def test_a_cut_is_told_once_and_named_by_what_was_called_last() -> None:
     """All that lies behind it is in one finding."""
 

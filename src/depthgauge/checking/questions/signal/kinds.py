@@ -77,8 +77,8 @@ KINDS = {
         "the gradient at the first weight layers is small against that at the last, and from another "
         "initialization, tried, the same steps bring the loss down 20 times as far, and four times as many do not "
         "go half that way where the ratio is above 0.001; or it is below float32's epsilon of it and the loss does not "
-        "fall; or it fades by degrees to less than 1e-5 of it, and still has after steps, or the signal fades as far by "
-        "degrees and another initialization, tried, leaves less than half the loss after the same steps",
+        "fall; or it fades by degrees to less than 1e-5 of it, and still has after steps, or the signal fades by "
+        "degrees as far, and another initialization, tried, leaves less than half the loss after the same steps",
     ),
     "exploding": Kind(
         "fault",
