@@ -227,6 +227,21 @@ def test_labels_that_are_shifted_twice(by: int, sees: int, told: bool) -> None:
     assert ("shifted_twice" in kinds(trained(Next(), cut(tokens), loss))) is told
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_scores_by_a_table_of_unit_normals(scaled: bool) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.norm = nn.Embedding(40, 64), nn.LayerNorm(64)
+            nn.init.normal_(self.table.weight, std=1 / 8 if scaled else 1)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.norm(self.table(tokens).cumsum(1)) @ self.table.weight.T  # type: ignore[no-any-return] # a norm's
+
+    found = kinds(trained(Tied(), cut(torch.randint(40, (128, 12))), following))
+    assert found & {"unscaled_tie", "far_above_chance"} == (set() if scaled else {"unscaled_tie"})
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_text_of_unknown_words(known: bool) -> None:
     tokens = torch.randint(2, 20, (128, 12))
