@@ -59,7 +59,7 @@ KINDS = {
     "leak": Kind(
         "fault",
         f"a feature equals the target in {ENOUGH} examples or more that are not all alike, is a multiple of it"
-        f" (correlation above {RELATED:g}), or is one number for each class",
+        f" (correlation above {RELATED:g}), or is one number for each class; of a sequence in most of its places",
     ),
     "washed_out": Kind(
         "fault",
