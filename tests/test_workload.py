@@ -480,6 +480,19 @@ def test_what_a_loss_and_an_optimizer_hold_beside_the_model_is_left_as_it_was() 
     assert elsewhere.grad is None
 
 
+def test_attributes_that_become_layers_and_parameters_that_become_attributes_are_put_back() -> None:
+    model = nn.Linear(4, 3)
+    model.head = None
+    weight = model.weight
+    with Training(model, []).untouched():
+        model.head = nn.Linear(3, 2)  # takes the attribute away
+        del model.weight
+        model.weight = torch.zeros(3, 4)  # type: ignore[assignment] # an attribute in a parameter's place
+    assert vars(model)["head"] is None
+    assert "head" not in dict(model.named_modules())
+    assert model.weight is weight
+
+
 def test_hooks_of_every_kind_are_left_as_they_were() -> None:
     model = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.5)

@@ -45,6 +45,7 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
         (part, name, value) for part in parts for name, value in vars(part).items() if isinstance(value, Tensor)
     ]  # such as `weight` under torch.nn.utils.weight_norm, which each call computes anew
     flags = [(part, _flags(part)) for part in open_]
+    plain = [(part, {name: value for name, value in vars(part).items() if name not in _DICTIONARIES}) for part in open_]
     modes = [(part, part.training) for part in parts]
     owned = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     for stepped in _optimizers(optimizer):
@@ -58,6 +59,8 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
         yield
     finally:
         places.restore()
+        for part, attributes in plain:
+            _unassign(part, attributes)
         for part, name, value in loose:
             vars(part)[name] = value
         for part, before in flags:
@@ -73,6 +76,14 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
         with torch.no_grad():
             for snapshot in snapshots:
                 snapshot.restore()
+
+
+def _unassign(part: nn.Module, before: dict[str, Any]) -> None:
+    """Undo that a plain attribute, such as None, became a layer or a parameter, or one of these a plain attribute."""
+    now = vars(part)
+    for name in {name for held in _HOLDERS for name in now[held]} & now.keys() - before.keys():
+        del now[name]
+    now.update({name: before[name] for name in before.keys() - now.keys()})
 
 
 def _optimizers(optimizer: torch.optim.Optimizer | None) -> Iterator[torch.optim.Optimizer]:
@@ -98,6 +109,10 @@ def _flags(part: nn.Module) -> dict[str, bool]:
 
 _DICTIONARIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
 """What torch keeps in each module: its parameters, buffers, modules, and hooks of every kind."""
+
+
+_HOLDERS = ("_parameters", "_buffers", "_modules")
+"""Those of them in which an attribute's name is looked for where the module itself has none."""
 
 
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")

@@ -215,6 +215,33 @@ def test_a_causal_model_that_is_to_copy(shifted: bool) -> None:
     assert ("unshifted_targets" in kinds(trained(Next(), cut(tokens), loss))) is not shifted
 
 
+@pytest.mark.parametrize(("by", "sees", "told"), [(1, 0, False), (2, 0, True), (2, 1, False)])
+def test_labels_that_are_shifted_twice(by: int, sees: int, told: bool) -> None:
+    """Two places on is the next token of a model that sees one place more."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        given = batch[0].roll(-sees, 1)
+        return functional.cross_entropy(model(given)[:, :-by].flatten(0, 1), batch[0][:, by:].flatten())
+
+    tokens = torch.randint(20, (128, 12))
+    assert ("shifted_twice" in kinds(trained(Next(), cut(tokens), loss))) is told
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_scores_by_a_table_of_unit_normals(scaled: bool) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.norm = nn.Embedding(40, 64), nn.LayerNorm(64)
+            nn.init.normal_(self.table.weight, std=1 / 8 if scaled else 1)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.norm(self.table(tokens).cumsum(1)) @ self.table.weight.T  # type: ignore[no-any-return] # a norm's
+
+    found = kinds(trained(Tied(), cut(torch.randint(40, (128, 12))), following))
+    assert found & {"unscaled_tie", "far_above_chance"} == (set() if scaled else {"unscaled_tie"})
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_text_of_unknown_words(known: bool) -> None:
     tokens = torch.randint(2, 20, (128, 12))
@@ -297,6 +324,40 @@ def test_a_feature_that_is_a_multiple_of_the_target(leaking: Any) -> None:
     assert "leak" in kinds(training)
     sound = trained(perceptron(8, 1), cut(x, goal), lambda model, batch: functional.mse_loss(model(batch[0]), batch[1]))
     assert "leak" not in kinds(sound)
+
+
+@pytest.mark.parametrize("goes_in", [True, False])
+def test_what_goes_to_the_loss_alone_is_no_input(goes_in: bool) -> None:
+    """Numbers that hardly differ, such as an old policy's: beside the inputs, or as a weight."""
+    x, weight, goal = torch.randn(256, 8), 1.4 + 0.004 * torch.randn(256, 8), torch.randn(256, 1)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        rows, extra, wanted = batch
+        return (model(extra if goes_in else rows) - wanted).square().mul(extra.mean(1, keepdim=True)).mean()
+
+    assert ("washed_out" in kinds(trained(perceptron(8, 1), cut(x, weight, goal), loss))) is goes_in
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_sequence_s_first_step_that_an_input_tells_is_no_leak(steps: int) -> None:
+    x = torch.randn(256, 6, 2)
+    goal = x.flip(1).cumsum(1)[..., 0].sin()
+    goal[:, :steps] = 2 * x[:, :steps, 0]
+    training = trained(
+        nn.Linear(2, 1), cut(x, goal), lambda model, batch: functional.mse_loss(model(batch[0])[..., 0], batch[1])
+    )
+    assert ("leak" in kinds(training)) is (steps == 6)
+
+
+@pytest.mark.parametrize("blank", [0, 5])
+def test_symbols_that_are_the_blank(blank: int) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        scores = model(batch[0]).transpose(0, 1).log_softmax(-1)
+        frames, symbols = (torch.full((len(batch[0]),), count) for count in (12, 3))
+        return functional.ctc_loss(scores, batch[1], frames, symbols, blank=blank)
+
+    training = trained(nn.Linear(4, 6), cut(torch.randn(128, 12, 4), torch.randint(5, (128, 3))), loss)
+    assert ("blank_as_symbol" in kinds(training)) is (blank == 0)
 
 
 @pytest.mark.parametrize("leaks", [True, False])

@@ -182,6 +182,59 @@ def test_a_layer_that_is_made_anew_in_each_pass() -> None:
     assert not _kinds(outside, _sequences(), _sequences())
 
 
+class _Late(nn.Module):
+    """Makes its first layer when it knows the width of what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: nn.Linear | None = None
+        self.last = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first is None:
+            self.first = nn.Linear(x.shape[-1], WIDTH)
+        return self.last(self.first(x).tanh())  # type: ignore[no-any-return] # a module
+
+
+def test_a_layer_that_the_first_pass_makes_is_not_in_the_optimizer() -> None:
+    """It is taken out again, as it was not there before the check."""
+    model = _Late()
+    training = Training(
+        model, [torch.randn(ROWS, 5)] * 4, lambda net, x: (net(x) - 1).square().mean(),
+        torch.optim.SGD(model.parameters(), 0.1),
+    )  # fmt: skip
+    found = {each.kind: each.where for each in depthgauge.check(training, only=["signal"]).answers["signal"].findings}
+    assert found["not_in_optimizer"] == ("first", "first.bias", "first.weight", "optimizer")
+    assert vars(model)["first"] is None
+    assert [name for name, _ in model.named_children()] == ["last"]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_weights_that_go_through_a_softmax_again(again: bool) -> None:
+    def act(self: _Sequence, x: Tensor) -> Tensor:
+        weights = self.score(x).softmax(1)  # type: ignore[operator] # a module
+        return ((weights.softmax(1) if again else weights) * x).sum(1)
+
+    found = _kinds(_Sequence(act, score=nn.Linear(WIDTH, 1)), _sequences())
+    assert found == ({"softmax_twice": ("model", "score")} if again else {})
+
+
+@pytest.mark.parametrize("every", [1, 4, LENGTH])
+def test_a_state_without_its_gradient(every: int) -> None:
+    """Cut between spans of several steps, it is a way to bound the memory."""
+
+    def act(self: _Sequence, x: Tensor) -> Tensor:
+        state = (torch.zeros(len(x), WIDTH), torch.zeros(len(x), WIDTH))
+        for place in range(LENGTH):
+            state = self.cell(x[:, place], state)  # type: ignore[operator] # a module
+            if not (place + 1) % every:
+                state = (state[0].detach(), state[1].detach()) if place + 1 < LENGTH else state
+        return state[0]
+
+    found = _kinds(_Sequence(act, cell=nn.LSTMCell(WIDTH, WIDTH)), _sequences())
+    assert found == ({"cut_state": ("cell",)} if every == 1 else {})
+
+
 def test_one_layer_in_several_places() -> None:
     """Not activations, which hold no weights, and not a layer that is called twice by a loop."""
     layer = nn.Linear(WIDTH, WIDTH)
@@ -253,6 +306,31 @@ def test_an_adapter_around_a_frozen_layer_is_no_fault_and_a_frozen_head_is() -> 
     headed = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 5))
     headed[4].requires_grad_(False)
     assert _faults(_ask(headed)) == {"frozen_layer": ("4",)}
+
+
+class _Named(nn.Module):
+    """A table of vectors, kept as it is, and layers under names that begin alike."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.tok = nn.Embedding(40, 12).requires_grad_(False)
+        self.add_module(name, nn.Linear(12, 24))
+        self.unused = nn.Linear(24, 24).requires_grad_(False)
+        self.body, self.head = nn.Linear(24, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = self.tok((x.abs() * 10).long().clamp(max=39)[:, :3]).mean(1)
+        return self.head(self.body(self.get_submodule(self.name)(words).relu()).relu())  # type: ignore[no-any-return] # a module
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("token_mix", True), ("token_mix", False), ("mix", True)])
+def test_a_new_layer_that_a_prefix_freezes_with_another(name: str, frozen: bool) -> None:
+    """Frozen first layers by themselves, a frozen table and a layer that nothing uses are no fault."""
+    model = _Named(name)
+    model.get_submodule(name).requires_grad_(not frozen)
+    found = _faults(_ask(model))
+    assert found == ({"frozen_layer": ("token_mix",)} if frozen and name == "token_mix" else {})
 
 
 def test_a_cut_is_told_once_and_named_by_what_was_called_last() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from depthgauge import probe
-from depthgauge.checking import first_minute, observing, raising, upstream
+from depthgauge.checking import first_minute, late, observing, raising, upstream
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.attributes import attributes_kept
@@ -77,10 +77,16 @@ def _checked(
     clock: Clock,
     tell: Callable[[str], object],
 ) -> Checked:
-    seconds = clock.seconds
     subject = _subject(training, clock, tell)
     if isinstance(subject, Finding):
-        return Checked(tuple(_refused(question, subject) for question in wanted), seconds)
+        return Checked(tuple(_refused(question, subject) for question in wanted), clock.seconds)
+    with late.kept(subject.seen.made):
+        return _answered(subject, wanted, clock, tell)
+
+
+def _answered(subject: Subject, wanted: tuple[Question, ...], clock: Clock, tell: Callable[[str], object]) -> Checked:
+    """The answers to all questions."""
+    seconds = clock.seconds
     answers: list[Answer] = []
     given: list[float] = []
     for place, question in enumerate(wanted):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from depthgauge import nested
+from depthgauge.checking import late
 from depthgauge.checking.graphs import Graph, graph_of
 from depthgauge.checking.steps import losses
 from depthgauge.workload import Training
@@ -46,6 +47,7 @@ class Seen:
         graph: the graph of the first one's loss.
         gradients: by parameter, those that train; None where the pass left none.
         seconds: of the pass, forward and backward, warm where there were two.
+        made: layers that the first pass made.
     """
 
     batch: Any
@@ -54,6 +56,7 @@ class Seen:
     graph: Graph
     gradients: Mapping[str, Gradient | None]
     seconds: float
+    made: late.Made = ()
 
     @property
     def loss(self) -> float:
@@ -76,6 +79,7 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
     with training.untouched():
         for parameter in training.model.parameters():
             parameter.grad = None
+        before = late.names(training.model)
         value = training.value(batches[0])
         graph = graph_of(value)
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -84,6 +88,7 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
             for name, each in training.model.named_parameters()
             if each.requires_grad
         }
+        made = late.made(before)
     seconds = time.perf_counter() - began
     if seconds < WARM * left():
         with training.untouched():
@@ -93,7 +98,7 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
     more = min(len(batches), 1 + int(OTHERS * left() / max(seconds, 1e-9))) if left() < math.inf else len(batches)
     with training.untouched():
         others = losses(training, batches[1:more])
-    return Seen(batches[0], nested.rows(batches[0]), (value.item(), *others), graph, gradients, seconds)
+    return Seen(batches[0], nested.rows(batches[0]), (value.item(), *others), graph, gradients, seconds, made)
 
 
 def _gradient(gradient: torch.Tensor) -> Gradient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -36,3 +37,13 @@ def of_a_package(module: nn.Module) -> bool:
     except (TypeError, OSError):
         return False
     return ("site-packages" in place or "dist-packages" in place) and not type(module).__module__.startswith("torch.")
+
+
+def is_normal(weight: Tensor) -> bool:
+    """Tell whether numbers have the mean, variance and fourth moment of N(0, 1), within 3 standard errors."""
+    values = weight[weight.any(1)].double()  # without the row of padding
+    count = values.numel()
+    if count < 100:
+        return False
+    moments = ((values.mean(), 0.0, 1.0), (values.square().mean(), 1.0, 2.0), (values.pow(4).mean(), 3.0, 96.0))
+    return all(abs(found.item() - wanted) < 3 * math.sqrt(spread / count) for found, wanted, spread in moments)

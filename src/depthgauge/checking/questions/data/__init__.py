@@ -62,8 +62,8 @@ def ask(subject: Subject) -> Answer:
     terms = seen.graph.terms
     fitted = fitting.fit(subject)
     found = [
-        *losses.findings(seen, passed), *modes.findings(subject.training, passed),
-        *inputs.findings(seen, read, passed), *labels.findings(read, terms),
+        *losses.findings(seen, passed, subject.training.model), *modes.findings(subject.training, passed),
+        *inputs.findings(seen, read, passed, subject.training), *labels.findings(read, terms),
         *(parts.findings(subject.training, passed, seen.batch) if timely else ()),
         *values.findings(read, subject.training), *order.findings(subject, read), *padding.findings(subject),
         *pairing.findings(subject), *belonging.findings(subject, read),

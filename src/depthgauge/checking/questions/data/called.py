@@ -19,6 +19,7 @@ from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.outputs import maker
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import percent
 from depthgauge.restoring import random_states_kept
 
 SMOOTH = 0.8  # of a label's weight, that goes to all classes: beyond, the label is a fifth of what is learnt
@@ -45,6 +46,7 @@ KINDS = {
         f"ctc_loss gets {TOO_SHORT:.0%} or more of its sequences with fewer frames than their symbols take (one each,"
         " and one between two equal ones): their loss is infinite, and 0 with zero_infinity",
     ),
+    "blank_as_symbol": Kind("fault", "symbols that ctc_loss is to align are the number of its blank"),
     "cut_off_term": Kind(
         "fault", "a loss function's value is part of the loss and has no gradient: its input is detached, or rounded"
     ),
@@ -113,6 +115,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
 def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
     if call.name == "ctc_loss":
         yield from _unaligned(call)
+        yield from _blank(call)
         return
     scores, targets = call.given["input"].detach(), call.given["target"].detach()
     if not call.value.requires_grad:
@@ -195,15 +198,32 @@ def _is_given(subject: Subject, targets: Tensor) -> bool:
     )
 
 
+def _symbols(call: Called) -> list[Tensor]:
+    """Symbols of each sequence, without what fills it up."""
+    targets, counts = call.given["targets"].detach(), torch.as_tensor(call.given["target_lengths"]).reshape(-1).tolist()
+    rows = targets if targets.dim() == 2 else targets.split(counts)
+    return [row[:count] for row, count in zip(rows, counts, strict=True)]
+
+
+def _blank(call: Called) -> Iterator[Finding]:
+    """Symbols that are the blank, which no path tells from a pause."""
+    blank, symbols = call.given["blank"], torch.cat(_symbols(call))
+    share = (symbols == blank).float().mean().item() if len(symbols) else 0.0
+    if share > 0:
+        yield Finding(
+            "blank_as_symbol", Status.BROKEN,
+            f"{percent(share)} of the symbols that ctc_loss is to align are {blank}, which is its blank: they are never"
+            " read out",
+            "count symbols from 1, or give the blank another number (blank=) and the model an output for it",
+            "every symbol can be told from a pause", ("loss", "batches"),
+            Measure("share of symbols that are the blank", share),
+        )  # fmt: skip
+
+
 def _unaligned(call: Called) -> Iterator[Finding]:
     """Sequences that are shorter than what is to be aligned with them."""
-    targets = call.given["targets"].detach()
-    frames, symbols = (
-        torch.as_tensor(call.given[name]).reshape(-1).cpu() for name in ("input_lengths", "target_lengths")
-    )
-    rows = targets if targets.dim() == 2 else targets.split(symbols.tolist())
-    pairs = zip(rows, symbols.tolist(), strict=True)
-    needed = torch.tensor([count + int((row[:count].diff() == 0).sum()) for row, count in pairs])
+    frames = torch.as_tensor(call.given["input_lengths"]).reshape(-1).cpu()
+    needed = torch.tensor([len(row) + int((row.diff() == 0).sum()) for row in _symbols(call)])
     share = (frames < needed).float().mean().item()
     if share >= TOO_SHORT:
         yield Finding(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,7 +15,11 @@ from depthgauge.checking.observing import Seen
 from depthgauge.checking.parameters import format_of
 from depthgauge.checking.questions.data.batches import Batches, Column
 from depthgauge.checking.questions.data.losses import chance, main_term
+from depthgauge.checking.questions.data.outputs import scored
 from depthgauge.checking.questions.data.passing import Passed
+from depthgauge.checking.questions.data.seeing import changed
+from depthgauge.foreign import contained
+from depthgauge.workload import Training
 
 LARGE = 20.0  # rms of inputs: curvature grows with its square; bytes as they are have 70 to 150, standardized ones 1
 SMALL = 0.005  # rms of inputs: bytes divided by 255 twice have 0.002, quiet sound 0.01
@@ -54,7 +59,7 @@ KINDS = {
     "leak": Kind(
         "fault",
         f"a feature equals the target in {ENOUGH} examples or more that are not all alike, is a multiple of it"
-        f" (correlation above {RELATED:g}), or is one number for each class",
+        f" (correlation above {RELATED:g}), or is one number for each class; of a sequence in most of its places",
     ),
     "washed_out": Kind(
         "fault",
@@ -70,7 +75,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def findings(seen: Seen, batches: Batches, passed: Passed) -> Iterator[Finding]:
+def findings(seen: Seen, batches: Batches, passed: Passed, training: Training) -> Iterator[Finding]:
     """Yield what is found about inputs, and about the targets of a regression."""
     term = main_term(seen)
     trained = term is not None and term.value < TRAINED * chance(term)
@@ -80,13 +85,25 @@ def findings(seen: Seen, batches: Batches, passed: Passed) -> Iterator[Finding]:
         if column.numbers.is_floating_point():
             yield from _nonfinite(column, seen)
         if column.continuous:
-            yield from () if trained else _scale(column, passed)
-            yield from _features(column)
-            yield from _channels(column)
-            yield from _leaks(column, batches)
+            found = [] if trained else [*_scale(column, passed)]
+            found += [*_features(column), *_channels(column), *_leaks(column, batches)]
+            yield from found if found and _goes_in(training, seen.batch, column) else ()
     if term is not None and term.form == "regression" and not trained:
         for column in batches.targets:
             yield from _targets(column)
+
+
+def _goes_in(training: Training, batch: Any, column: Column) -> bool:
+    """Tell whether the module's outputs depend on a tensor of the batch: an advantage or a weight goes to the loss."""
+    try:
+        with training.untouched(), contained():
+            base, other = (
+                scored(training, each)
+                for each in (batch, changed(batch, {column.place or None}, lambda values: values + 1))
+            )
+    except Exception:  # noqa: BLE001 - the user's code may raise anything of other numbers
+        return True
+    return base is None or other is None or not torch.equal(base[0], other[0])
 
 
 def table(batches: Batches) -> pd.DataFrame:
@@ -265,15 +282,15 @@ def _leaks(column: Column, batches: Batches) -> Iterator[Finding]:
         goal = target.flat
         if len(goal) != len(values) or goal.shape[1] > GOALS or bool((goal == goal[:1]).all()):
             continue
-        for place in range(goal.shape[1]):
-            if told := _tells(values, goal[:, place], target):
-                feature, what = told
-                yield Finding(
-                    "leak", Status.LOOK, f"feature {feature} of the inputs {what} in all {len(values)} examples",
-                    f"leave feature {feature} out", "the model learns from what it will have when it is used",
-                    ("batches",),
-                )  # fmt: skip
-                break
+        told = [found for place in range(goal.shape[1]) if (found := _tells(values, goal[:, place], target))]
+        sequence = column.numbers.dim() > 2 and column.numbers.shape[1] == goal.shape[1] > 1
+        if told and (not sequence or 2 * len(told) > goal.shape[1]):  # of a sequence's first step alone: how it begins
+            feature, what = told[0]
+            yield Finding(
+                "leak", Status.LOOK, f"feature {feature} of the inputs {what} in all {len(values)} examples",
+                f"leave feature {feature} out", "the model learns from what it will have when it is used",
+                ("batches",),
+            )  # fmt: skip
 
 
 def _tells(values: Tensor, goal: Tensor, target: Column) -> tuple[int, str] | None:

@@ -6,14 +6,17 @@ import math
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from depthgauge import stats
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.observing import Seen
+from depthgauge.checking.parameters import is_normal
 from depthgauge.checking.questions.data.passing import Passed, probabilities
 from depthgauge.checking.terms import Term
 
 EXCESS = 2.0  # nats above chance: scores drawn from N(0, s^2) are s^2 / 2 above it, so that s = 2; He's have s = 1.4
+TIED = 3.0  # times the loss of equal scores: of N(0, 1) rows of width d and unit-variance outputs it is d / 2 more
 NORMALIZED = 0.05  # |ln of the sum of probabilities|: bfloat16 log-probabilities of 1000 classes stay below
 SHIFTED = 0.7  # of chance: what labels moved by one class must reach where the labels themselves are above chance
 _ROWS = 4096  # rows whose loss gives the interval
@@ -46,6 +49,11 @@ KINDS = {
         "opportunity",
         f"the loss at the start is more than {EXCESS:g} nats above that of equal scores: scores of standard deviation s"
         " are s^2 / 2 above it",
+    ),
+    "unscaled_tie": Kind(
+        "fault",
+        f"the loss at the start is {TIED:g} times that of equal scores or more, which are products with the rows of an"
+        " embedding that keeps torch's N(0, 1): their standard deviation is the root of its width",
     ),
     "shifted_labels": Kind(
         "fault",
@@ -85,7 +93,7 @@ def start(seen: Seen) -> Measure:
     return Measure("loss at the start over chance", estimate.value, estimate.low, estimate.high, unit, method)
 
 
-def findings(seen: Seen, passed: Passed) -> Iterator[Finding]:
+def findings(seen: Seen, passed: Passed, model: nn.Module) -> Iterator[Finding]:
     """Yield what is found about the loss."""
     if not all(map(math.isfinite, seen.losses)):
         place = next(index for index, loss in enumerate(seen.losses) if not math.isfinite(loss))
@@ -101,7 +109,7 @@ def findings(seen: Seen, passed: Passed) -> Iterator[Finding]:
         yield _twice("cross-entropy", "a softmax", "softmax", 0)
     term = main_term(seen)
     if term is not None:
-        yield from _level(seen, term)
+        yield from _level(seen, term, model)
         yield from _negated(seen, term)
 
 
@@ -206,7 +214,7 @@ def _negated(seen: Seen, term: Term) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _level(seen: Seen, term: Term) -> Iterator[Finding]:
+def _level(seen: Seen, term: Term, model: nn.Module) -> Iterator[Finding]:
     """What the loss at the start says against chance."""
     level, loss = chance(term), term.value
     if term.form == "regression" or not math.isfinite(loss) or not loss > level + EXCESS:
@@ -221,6 +229,16 @@ def _level(seen: Seen, term: Term) -> Iterator[Finding]:
         return
     spread = math.sqrt(2 * (loss - level))
     measure = start(seen)
+    if loss > TIED * level and (tied := _unit_table(model, term)) is not None:
+        name, width = tied
+        yield Finding(
+            "unscaled_tie", Status.LOOK,
+            f"the scores are products with the rows of `{name}`, which are N(0, 1) and {width} wide: the loss is"
+            f" {loss:.4g} before the first step, and {level:.4g} with equal scores",
+            f"draw the table with standard deviation {width**-0.5:.2g} (1 over the root of {width})",
+            f"the loss starts near {level:.4g}", (name, "loss", "model"), measure,
+        )  # fmt: skip
+        return
     yield Finding(
         "far_above_chance", Status.LOOK,
         f"the loss is {loss:.4g} before the first step, and {level:.4g} with equal scores: the model is sure of wrong"
@@ -229,6 +247,21 @@ def _level(seen: Seen, term: Term) -> Iterator[Finding]:
         f"the loss starts near {level:.4g}, and the first steps do not go into taking the scores back",
         ("loss", "model"), measure,
     )  # fmt: skip
+
+
+def _unit_table(model: nn.Module, term: Term) -> tuple[str, int] | None:
+    """The name and width of an embedding of N(0, 1) that must be the last layer, as no other has a row a class."""
+    if term.form != "classes":
+        return None
+    tables = {name: each for name, each in model.named_modules() if isinstance(each, nn.Embedding)}
+    own = {id(each.weight) for each in tables.values()}
+    others = [each for each in model.parameters() if each.dim() > 1 and id(each) not in own]
+    if any(term.classes in each.shape for each in others):
+        return None
+    fit = [(name, each) for name, each in tables.items() if each.num_embeddings == term.classes]
+    if len(fit) != 1 or not is_normal(fit[0][1].weight.detach()):
+        return None
+    return fit[0][0], fit[0][1].embedding_dim
 
 
 def _moved(term: Term) -> tuple[int, float] | None:

@@ -19,6 +19,7 @@ from depthgauge.checking.questions.data.batches import targeted
 from depthgauge.checking.questions.data.outputs import scored
 from depthgauge.checking.questions.data.seeing import changed
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.terms import Term
 from depthgauge.checking.words import percent
 
 EXAMPLES, ASKED = 16, 6  # of the first batch, and of them those that are changed
@@ -31,6 +32,10 @@ KINDS = {
         "fault",
         "where an example's target is changed, the gradient of the outputs that move with its inputs moves by"
         f" {percent(OWN)} or less of what that of others' does, in most examples",
+    ),
+    "shifted_twice": Kind(
+        "fault",
+        "a model of sequences that sees a place and those before it is held against the token two places on",
     ),
     "unshifted_targets": Kind(
         "fault",
@@ -47,7 +52,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     with training.untouched():
         training.model.eval()
         try:
-            yield from _unshifted(subject)
+            yield from list(_unshifted(subject)) or _shifted_twice(subject)
             own = _own(subject, nested.first(whole, EXAMPLES))
         except Exception:  # noqa: BLE001 - the user's code may raise anything of other numbers
             return
@@ -137,3 +142,40 @@ def _unshifted(subject: Subject) -> Iterator[Finding]:
             "the model sees each token and those before it, and is held against that same token: it learns to copy",
             "hold scores[:, :-1] against tokens[:, 1:]", "the model learns what comes next", ("loss", "batches"),
         )  # fmt: skip
+
+
+def _shifted_twice(subject: Subject) -> Iterator[Finding]:
+    """Whether a causal model is to say the token after the next one."""
+    batch, terms = subject.seen.batch, subject.seen.graph.terms
+    if len(terms) != 1 or terms[0].form != "classes":
+        return
+    for place, tokens in nested.tensors(batch):
+        if tokens.dim() != 2 or tokens.is_floating_point() or tokens.shape[1] < 4 or not _two_on(tokens, terms[0]):
+            continue
+        base = scored(subject.training, batch)
+        last = changed(batch, {place}, lambda each: torch.cat([each[:, :-1], each[:, -1:].roll(1, 0)], 1))
+        other = scored(subject.training, last)
+        if base is None or other is None or base[0].shape[:2] != tokens.shape:
+            return
+        moved = _moved(base[0], other[0]).reshape(*tokens.shape, -1).any(2)
+        if moved[:, -1].any() and not moved[:, :-1].any():
+            yield Finding(
+                "shifted_twice", Status.BROKEN,
+                "the model sees each token and those before it, and is held against the token after the next one: the"
+                " labels are shifted twice",
+                "hand over the tokens themselves as labels where the model shifts them", "the model learns what comes"
+                " next", ("loss", "batches"),
+            )  # fmt: skip
+        return
+
+
+def _two_on(tokens: Tensor, term: Term) -> bool:
+    """Tell whether targets are the tokens two places on, and not those one place on."""
+    rows, length = tokens.shape
+    width = len(term.targets) // rows
+    if width * rows != len(term.targets) or width not in {length, length - 1, length - 2}:
+        return False
+    held = term.targets.cpu().reshape(rows, width)[:, : length - 2]
+    counted = held != term.ignored
+    one, two = (((tokens.cpu()[:, by : by + length - 2] == held) | ~counted).all() for by in (1, 2))
+    return bool(counted.any()) and bool(two) and not bool(one)

@@ -103,7 +103,7 @@ def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
         advice = f"make the layer without it (bias=False), or add `{part}`"
         return Finding("unused_bias", Status.LOOK, text, advice, where=(part,), measure=measure)
     verb = "gets" if size == 1 or part not in modules else "get"
-    moves = of_a_package(holder) and _moves_the_loss(wiring, names)
+    moves = of_a_package(holder) and moves_the_loss(wiring, names)
     if of_a_package(holder) and not moves:
         text = f"{what} {verb} no gradient: this loss does not use what {type(holder).__name__} has there"
         advice = f"set requires_grad_(False) on `{part}`, or leave it out of the optimizer"
@@ -117,7 +117,7 @@ def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
     return Finding("no_gradient", Status.BROKEN, text, advice, expected, (part, *names)[:MOST_WHERE], measure)
 
 
-def _moves_the_loss(wiring: Wiring, names: list[str]) -> bool:
+def moves_the_loss(wiring: Wiring, names: list[str]) -> bool:
     """Tell whether the loss changes with these parameters, and not by itself."""
     training = wiring.training
     with training.untouched(), torch.no_grad():

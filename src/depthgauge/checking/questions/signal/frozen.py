@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from depthgauge import architecture
 from depthgauge.checking.answers import Finding, Measure, Status
+from depthgauge.checking.questions.signal.absent import moves_the_loss
 from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part, is_new
 from depthgauge.checking.words import listed, plural
 
@@ -26,7 +27,7 @@ def _frozen(wiring: Wiring) -> Iterator[Finding]:
         return
     size, whole = (sum(parameters[name].numel() for name in names) for names in (still, parameters))
     parts = [part for part, _ in by_part(wiring.training.model, still, set(parameters))]
-    within = _frozen_layers(wiring, still)
+    within = _frozen_layers(wiring, still) or _caught(wiring, still)
     measure = Measure("frozen share", size / whole, method="of all parameters")
     if within:
         text = (
@@ -65,9 +66,46 @@ def _frozen_layers(wiring: Wiring, still: set[str]) -> list[str]:
         if frozen[place]
         and within[place]
         and is_new(layer)
+        and not isinstance(layer, nn.Embedding)
         and (place == 0 or name not in wiring.passed.cut)
         and not _is_adapted(wiring, name)
-    ]  # through what is cut no gradient passes: a target network's
+        and _is_used(wiring, name, still)
+    ]  # through what is cut no gradient passes: a target network's; standardized vectors of words look like new ones
+
+
+def _is_used(wiring: Wiring, name: str, still: set[str]) -> bool:
+    """Whether a layer is called, or its own numbers count: those of one that is written over in each pass do not."""
+    inside = [each for each in still if each.startswith(f"{name}.")]
+    return bool(wiring.passed.called.get(name)) or moves_the_loss(wiring, inside)
+
+
+def _caught(wiring: Wiring, still: set[str]) -> list[str]:
+    """Frozen new layers whose name begins with that of another frozen module beside them, which is none of theirs."""
+    model = wiring.training.model
+    layers = [(name, layer) for name, layer in architecture.layers(model) if isinstance(layer, nn.Linear | nn.Conv2d)]
+    modules = dict(model.named_modules())
+    whole = {
+        name: each
+        for name, each in modules.items()
+        if name and any(True for _ in each.parameters()) and not any(p.requires_grad for p in each.parameters())
+    }
+    return [
+        name
+        for name, layer in layers
+        if is_new(layer)
+        and any(other.startswith(f"{name}.") for other in still)
+        and wiring.passed.called.get(name)
+        and any(_is_prefix(other, name, each) for other, each in whole.items())
+    ]
+
+
+def _is_prefix(other: str, name: str, holder: nn.Module) -> bool:
+    """Whether `startswith(other)` means a module that has been trained, or a table of vectors, and catches this one."""
+    rest = name.removeprefix(other)
+    if rest in {name, ""} or rest[0] == "." or (other[-1].isdecimal() and not rest[0].isdecimal()):
+        return False
+    layers = [layer for _, layer in architecture.layers(holder)] or [holder]
+    return not any(is_new(each) and not isinstance(each, nn.Embedding) for each in layers)
 
 
 def _is_base(wiring: Wiring, frozen: list[bool]) -> bool:

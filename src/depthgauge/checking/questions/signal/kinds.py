@@ -31,7 +31,8 @@ KINDS = {
     "frozen_layer": Kind(
         "fault",
         "a frozen layer with the weights of a new one, between layers that train, alone among four or more, or a "
-        "head: a frozen part is sound where it was trained, is most of the model, or has an adapter around it",
+        "head, or frozen with another module with whose name its own begins: a frozen part is sound where it was "
+        "trained, is most of the model, has an adapter around it, or is a table of vectors",
     ),
     "tied_by_copy": Kind(
         "fault",
@@ -60,6 +61,14 @@ KINDS = {
         "fault",
         "the weights of an attention add up to one along another axis than that along which the values are added",
     ),
+    "softmax_twice": Kind(
+        "fault",
+        "what goes into a softmax are rows above 0 that add up to one, and are not all alike: another softmax's",
+    ),
+    "cut_state": Kind(
+        "fault",
+        "a recurrent cell, a step of a sequence a call, gets its own last state without its gradient each time",
+    ),
     "nonfinite": Kind(
         "fault",
         "an activation, a gradient or the loss is not finite: the text says where it began",
@@ -69,7 +78,8 @@ KINDS = {
         "the gradient at the first weight layers is small against that at the last, and from another "
         "initialization, tried, the same steps bring the loss down 20 times as far, and four times as many do not "
         "go half that way where the ratio is above 0.001; or it is below float32's epsilon of it and the loss does not "
-        "fall; or it fades by degrees to less than 1e-5 of it, and still has after steps",
+        "fall; or it fades by degrees to less than 1e-5 of it, and still has after steps, or the signal fades by "
+        "degrees as far, and another initialization, tried, leaves less than half the loss after the same steps",
     ),
     "exploding": Kind(
         "fault",

@@ -22,6 +22,7 @@ SUSPECT = 1.5  # decades between first and last gradient from which remedies are
 VANISHED = -math.log10(torch.finfo(torch.float32).eps)  # decades: an update that suits the last layer's weights is
 # below the rounding of weights as large at the first
 FADED = 5.0  # decades, where it fades or grows by degrees and still does after steps
+SHARE = 0.5  # of the loss after the same steps, where signal and gradient fade alike from the start
 COLLAPSED = 1e-8  # of the second moment: float32 leaves four digits to tell examples apart, bfloat16 none
 SUSPECT_COLLAPSE = 1e-4  # of the second moment, from which remedies are tried
 MODERATE = 3.0  # decades, up to which a training that is held back may only begin slowly
@@ -147,6 +148,19 @@ def _persists(passage: Passage, later: Passage | None) -> bool:
     return float((-side * np.diff(back)).max()) < FADED / 2  # in one step, a layer that begins closed is the reason
 
 
+def _shrinks(depth: Depth) -> bool:
+    """Tell whether signal and gradient fade alike, layer by layer, and a remedy leaves a fraction of the loss."""
+    table, plain = depth.passage.table, depth.plain
+    if plain is None or depth.passage.allowed > FADED or -depth.passage.decades < FADED:
+        return False
+    for name in ("forward_decades", "backward_decades"):
+        decades = table[name].to_numpy(float)[:-1]  # the last layer's output may be its bias
+        decades = decades[np.isfinite(decades)]
+        if len(decades) < 2 or np.abs(np.diff(decades)).max() >= FADED / 2 or np.ptp(decades) < FADED:
+            return False
+    return any(math.isfinite(each.ended) and 0 <= each.ended < SHARE * plain.ended for each in depth.tried)
+
+
 def of_depth(depth: Depth, later: Passage | None = None) -> Iterator[Finding]:
     """Yield what the passage shows, and the remedy for it; `later` is the passage after the first steps."""
     passage, best, plain = depth.passage, depth.best, depth.plain
@@ -174,7 +188,7 @@ def of_depth(depth: Depth, later: Passage | None = None) -> Iterator[Finding]:
     elif _extreme(passage) and depth.stuck:
         status = Status.BROKEN if plain else Status.LOOK
         yield Finding(kind, status, text, advice, expected, where, measure, tried)
-    elif _persists(passage, later):
+    elif _persists(passage, later) or _shrinks(depth):
         yield Finding(kind, Status.LOOK, text, advice, expected, where, measure, tried)
     elif best is not None:
         kind = "initialization" if kind != "missing_skip" else "way_around"

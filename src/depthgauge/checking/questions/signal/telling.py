@@ -21,6 +21,7 @@ DROWNED = 300.0  # times as large: sinusoids over embeddings of 0.02 are 36 time
 CHOOSING = 0.5  # of the rows of attention give one place 0.99: none of any usual initialization's
 COVERED = 0.9  # of the rows in a range that are looked up
 SIMILAR = 0.9  # of the widest column's range, that the narrowest has where all are of one kind
+CUT = 3  # steps of a recurrence, each without the gradient of the one before
 HALF = 0.6  # of the rows of an embedding, at most, that are looked up where columns share them
 
 
@@ -34,6 +35,8 @@ def findings(model: nn.Module, now: Watched, later: Watched | None) -> Iterator[
     yield from _rows(now)
     yield from _across(now)
     yield from _built(now)
+    yield from _twice(now)
+    yield from _cut_states(now)
     yield from _repeated(model)
 
 
@@ -208,3 +211,25 @@ def _built(now: Watched) -> Iterator[Finding]:
     advice = "make the layer once, in __init__, and call it in forward; then build the optimizer"
     yield Finding("unregistered", Status.BROKEN, text, advice, f"{plural(size, 'parameter')} begin to train",
                   where[:MOST_WHERE], Measure("made anew", float(size), unit="parameters"))  # fmt: skip
+
+
+def _twice(now: Watched) -> Iterator[Finding]:
+    """Weights that add up to one, and go through a softmax once more."""
+    if not now.twice:
+        return
+    where = tuple(dict.fromkeys(each for pair in now.twice.items() for each in pair if each))
+    text = f"weights that add up to one go through a softmax again in `{where[0]}`: it makes them nearly equal, as none"
+    text += " gets more than e = 2.7 times another's"
+    yield Finding("softmax_twice", Status.LOOK, text, "take one of the two softmaxes out", "a weight can be near 1",
+                  where[:MOST_WHERE])  # fmt: skip
+
+
+def _cut_states(now: Watched) -> Iterator[Finding]:
+    """Cells that always get their own last state without its gradient."""
+    names = [name for name, (kept, cut) in now.states.items() if not kept and cut >= CUT]
+    if names:
+        text = f"{listed(names)} gets its own last state without its gradient at each of its steps: it learns from one"
+        text += " step of a sequence alone"
+        advice = "detach the state between batches, where a new sequence begins, not between steps"
+        yield Finding("cut_state", Status.BROKEN, text, advice, "what came some steps before can be learnt to be kept",
+                      tuple(names)[:MOST_WHERE])  # fmt: skip

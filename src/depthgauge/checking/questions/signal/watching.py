@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from depthgauge import nested
 from depthgauge.checking.graphs import nodes
 from depthgauge.precision.passage import compiled
 from depthgauge.workload import Training
@@ -44,6 +45,8 @@ class Watched:
         made: modules that are no part of the model and have parameters: class, size, module at work, and that before.
         across: modules whose attention adds up to one along another axis than that of the sum over values.
         strangers: parameters in the loss's graph that neither the model nor the known others have, by pass.
+        twice: places where what goes into a softmax are rows of weights that add up to one already.
+        states: by recurrent cell, calls that got the state of the call before with its gradient, and without it.
     """
 
     constant: dict[str, int] = field(default_factory=dict)
@@ -57,6 +60,8 @@ class Watched:
     made: list[tuple[str, int, str, str]] = field(default_factory=list)
     across: set[str] = field(default_factory=set)
     strangers: list[list[Tensor]] = field(default_factory=list)
+    twice: dict[str, str] = field(default_factory=dict)
+    states: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def mute(self) -> dict[str, int]:
@@ -126,6 +131,7 @@ class _Work:
         self.before_next = False
         self.named = {each.data_ptr(): name for name, each in (*model.named_buffers(), *model.named_parameters())}
         self._stack: list[str] = []
+        self._states: dict[str, list[Tensor]] = {}
         self._model = model
         self._own = own
 
@@ -154,12 +160,27 @@ class _Work:
             self.seen.made.append((type(module).__name__, sum(sizes), self.place, self.last))
 
     def _enter(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any) -> None:
+        def hook(module: nn.Module, inputs: Any) -> None:
             if self.before_next:  # a function's output that says nothing is named by the layer that gets it
                 self.seen.constant[name], self.before_next = 1, False
             self._stack.append(name)
+            if _is_cell(module):
+                self._handed_on(name, inputs)
 
         return hook
+
+    def _handed_on(self, name: str, inputs: Any) -> None:
+        """Note whether a cell gets the state that it gave, and whether with its gradient."""
+        before = [each for each in self._states.get(name, ()) if each.requires_grad]
+        with _disable_current_modes(), torch.no_grad():
+            same = [
+                each.requires_grad
+                for _, each in nested.tensors(inputs)
+                if any(each.shape == other.shape and torch.equal(each, other) for other in before)
+            ]
+        if same:
+            kept, cut = self.seen.states.get(name, (0, 0))
+            self.seen.states[name] = (kept + any(same), cut + (not any(same)))
 
     def _leave(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -167,10 +188,17 @@ class _Work:
                 pass
             if next(module.children(), None) is None:
                 self.last = name
+            if _is_cell(module):
+                self._states[name] = [each for _, each in nested.tensors(output)]
             with _disable_current_modes(), torch.no_grad():
                 _look(name, module, inputs, output, self.seen)
 
         return hook
+
+
+def _is_cell(module: nn.Module) -> bool:
+    """Whether it makes a step of a recurrence a call."""
+    return isinstance(module, nn.RNNCellBase) or type(module).__name__.lower().endswith("cell")
 
 
 def _look(name: str, module: nn.Module, inputs: Any, output: Any, seen: Watched) -> None:
@@ -202,6 +230,15 @@ def _look(name: str, module: nn.Module, inputs: Any, output: Any, seen: Watched)
         seen.varies.add(name)
     else:
         seen.constant[name] = made[0].numel()
+
+
+def _are_weights(rows: Tensor) -> bool:
+    """Whether rows, not all alike, are what a softmax gives: above 0, with a sum of one."""
+    if len(rows) < LEAST or not torch.is_floating_point(rows) or not bool((rows > 0).all()):
+        return False
+    near = 8 * torch.finfo(rows.dtype).eps
+    ones = bool(((rows.double().sum(1) - 1).abs() <= max(near, 1e-5)).all())
+    return ones and bool((rows - rows[:1]).abs().max() > CHANGES * rows.max())
 
 
 def _is_torchs(module: nn.Module) -> bool:
@@ -266,6 +303,10 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         return result
 
     def _softmax(self, scores: Tensor, result: Tensor, dim: int) -> None:
+        if scores.dim() > 1 and scores.shape[dim] >= WIDE and scores.numel() <= LARGEST:
+            rows = scores.detach().movedim(dim, -1).reshape(-1, scores.shape[dim])[:4096]
+            if _are_weights(rows):
+                self._seen.twice[self._work.place] = self._work.last
         if result.dim() < 3 or result.shape[dim] < WIDE or not torch.is_floating_point(result):
             return
         self._weights[result.data_ptr()] = (result.detach(), dim % result.dim())  # kept: its place is not used again

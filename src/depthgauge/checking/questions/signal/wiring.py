@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from depthgauge.checking.parameters import held_by
+from depthgauge.checking.parameters import held_by, is_normal
 from depthgauge.checking.questions.signal.passing import Passed
 from depthgauge.workload import Training
 
@@ -65,7 +65,7 @@ def is_new(layer: nn.Module) -> bool:
     if isinstance(layer, nn.RNNBase):
         return _fills(layer.get_parameter("weight_hh_l0"), 1 / math.sqrt(layer.hidden_size))
     if isinstance(layer, nn.Embedding):
-        return _is_normal(layer.weight.detach())
+        return is_normal(layer.weight.detach())
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or not isinstance(weight, Tensor):
         return False
@@ -77,13 +77,3 @@ def is_new(layer: nn.Module) -> bool:
 def _fills(weight: Tensor, bound: float) -> bool:
     largest = weight.detach().abs().max().item()
     return weight.numel() >= 30 and 0.85 * bound < largest <= bound * (1 + 1e-6)  # of 30 all below 0.85: 0.8 %
-
-
-def _is_normal(weight: Tensor) -> bool:
-    """Tell whether numbers have the mean, variance and fourth moment of N(0, 1), within 3 standard errors."""
-    values = weight[weight.any(1)].double()  # without the row of padding
-    count = values.numel()
-    if count < 100:
-        return False
-    moments = ((values.mean(), 0.0, 1.0), (values.square().mean(), 1.0, 2.0), (values.pow(4).mean(), 3.0, 96.0))
-    return all(abs(found.item() - wanted) < 3 * math.sqrt(spread / count) for found, wanted, spread in moments)
