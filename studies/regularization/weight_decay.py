@@ -88,7 +88,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if runs.empty:  # at quick
         yield from ((name, runs) for name in ("decay_gains", "decay_map", "decay_spreads"))
     else:
-        yield from product.answers(runs[(runs["seed"] >= 0) & (runs["task"] == "noisy")])
+        yield from product.answers(runs[runs["task"] == "noisy"])
 
 
 def helps(runs: pd.DataFrame, exact: dict[str, bool], worst: pd.DataFrame) -> Iterator[Answer]:

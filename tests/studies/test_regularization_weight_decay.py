@@ -48,14 +48,15 @@ def test_no_weight_of_the_invariant_network_has_a_size() -> None:
     assert torch.allclose(net(x), before)
 
 
-def made_up(accuracy: dict[str, str], *, noise: float = 1e-3) -> Iterator[Rows]:
-    """Accuracy that depends on one coordinate of AdamW's map, or on a gain by any decay at all."""
+def made_up(accuracy: dict[str, str], *, noise: float = 1e-3, collapsed: float = np.inf) -> Iterator[Rows]:
+    """Accuracy that depends on one coordinate of AdamW's map; from the lambda `collapsed` on nothing is learned."""
     draws = np.random.default_rng(0)
     adamw = decays.OPTIMIZERS["AdamW"]
     for net, by in accuracy.items():
         for lr, decay, seed in ((lr, d, s) for lr in adamw.rates for d in adamw.decays for s in range(-3, 8)):
             at = {"lr": lr, "decay": decay, "product": lr * decay}[by]
             value = 0.5 + 0.01 * np.log2(max(at, 2**-10)) + draws.normal(0, noise)
+            value = 0.1 + draws.uniform(0, 0.1) if decay >= collapsed else value
             case = Case.of({
                 "part": "weight_decay", "stage": "training", "optimizer": "AdamW", "net": net, "task": "noisy",
                 "lr": lr, "decay": decay, "steps": 1000, "seed": seed,
@@ -69,13 +70,23 @@ def made_up(accuracy: dict[str, str], *, noise: float = 1e-3) -> Iterator[Rows]:
 def test_the_coordinate_along_which_accuracies_agree_is_found(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
     answers = analysed(weight_decay.PART, made_up({"plain": "decay", "normalized": "product"}))
     assert answers.statuses == {"N37": Status.DEPENDS, "product": Status.DEPENDS}
-    assert any("networks of equal lambda end more alike" in text for text in answers.sentences)
-    spreads = answers.tables["decay_spreads"].set_index(["map", "equal"])["value"]
+    assert any("where all weights are normalized" in text and "without" in text for text in answers.sentences)
+    spreads = answers.tables["decay_spreads"].query("reached == '50% of the best'").set_index(["map", "equal"])["value"]
     assert spreads["AdamW, plain", product.AXES["decay"]] < 0.01 < spreads["AdamW, plain", product.AXES["product"]]
     everywhere = analysed(weight_decay.PART, made_up({"plain": "product", "normalized": "product"}))
     assert everywhere.statuses["product"] is Status.HOLDS
     nowhere = analysed(weight_decay.PART, made_up({"plain": "lr"}))
     assert nowhere.statuses["product"] is Status.FAILS
+
+
+def test_cells_that_learned_nothing_are_left_out_and_counted(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    answers = analysed(weight_decay.PART, made_up({"plain": "product"}, collapsed=16.0))
+    assert answers.statuses["product"] is Status.HOLDS
+    spreads = answers.tables["decay_spreads"].query("equal == 'equal product'")
+    assert list(spreads["value"] < 0.002) == [True, True]
+    counts = spreads[["cells", "left_out"]].to_numpy().tolist()
+    assert all(left == 9 for _, left in counts)  # lambda 16 and 64, where the product is from 1 / steps to below 2
+    assert f"9 of {counts[0][0] + 9} (AdamW, plain, 50% of the best)" in answers.verdicts["product"].why
 
 
 def test_without_trained_networks_the_shrinkage_answers(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
