@@ -94,3 +94,28 @@ def test_without_trained_networks_the_shrinkage_answers(analysed) -> None:  # ty
     answers = analysed(weight_decay.PART, weight_decay.run([case], Context()))
     assert answers.statuses == {"N37": Status.HOLDS}
     assert answers.tables["decay_map"].empty
+
+
+def gains(best_rate: float, gain: float) -> Iterator[Rows]:
+    """AdamW on noisy labels: `best_rate` is best without decay and one further up with it, which gains."""
+    adamw, draws = decays.OPTIMIZERS["AdamW"], np.random.default_rng(0)
+    for lr, decay, seed in ((lr, d, s) for lr in adamw.rates for d in adamw.decays for s in range(-3, 8)):
+        best, top = (adamw.rates[2], 0.7 + gain) if decay == 4.0 else (best_rate, 0.7)
+        value = top - 0.03 * abs(np.log2(lr / best)) + draws.normal(0, 1e-3)
+        case = Case.of({
+            "part": "weight_decay", "stage": "training", "optimizer": "AdamW", "net": "plain", "task": "noisy",
+            "lr": lr, "decay": decay, "steps": 1000, "seed": seed,
+        })  # fmt: skip
+        yield from (case.rows(metric, float(value)) for metric in weight_decay.METRICS)
+    yield Case.of({"part": "weight_decay", "stage": "shrinkage", "optimizer": "SGD", "seed": 0}).rows("off", 0.0)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_gain_over_a_rate_at_the_end_of_the_grid_decides_nothing(place: int, analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    answers = analysed(weight_decay.PART, gains(decays.OPTIMIZERS["AdamW"].rates[place], 0.1))
+    row = answers.tables["decay_gains"].set_index("decay").loc["the best"]
+    assert (row["none_open_ended"], row["open_ended"]) == (place == 0, False)
+    assert (row["answer"] == "inconclusive") == (place == 0)
+    assert answers.statuses["N37"] is (Status.INCONCLUSIVE if place == 0 else Status.HOLDS)
+    assert ("beyond the grid" in answers.verdicts["N37"].why) == (place == 0)
+    assert any("lifts test accuracy from 70.0% to 80.0%" in text for text in answers.sentences) == (place == 1)
