@@ -113,11 +113,8 @@ def _tried(own: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return tried
 
 
-def helps(runs: pd.DataFrame, exact: dict[str, bool], worst: pd.DataFrame) -> Iterator[Answer]:
-    """N37: test accuracy with the best decay and with the usual one against none, each at the rate tuned for it.
-
-    Where a rate or lambda outside the grid may undo an answer, there is none.
-    """
+def _gains(runs: pd.DataFrame) -> tuple[dict[Any, stats.Comparison], dict[Any, dict[str, Any]]]:
+    """Gains by decay, and what belongs to them in the table, by optimizer, examples and lambda."""
     asked, further = {}, {}
     for (name, _, task), own in groups(runs[runs["net"] == "plain"], KEYS):
         none = training.tuned(own[own["decay"] == 0], KEYS).set_index("seed")
@@ -134,6 +131,15 @@ def helps(runs: pd.DataFrame, exact: dict[str, bool], worst: pd.DataFrame) -> It
                 "with": pair[0].mean(), "without": pair[1].mean(), "without_train": none["train_accuracy"].mean(),
                 **ends,
             }  # fmt: skip
+    return asked, further
+
+
+def helps(runs: pd.DataFrame, exact: dict[str, bool], worst: pd.DataFrame) -> Iterator[Answer]:
+    """N37: test accuracy with the best decay and with the usual one against none, each at the rate tuned for it.
+
+    Where a rate or lambda outside the grid may undo an answer, there is none.
+    """
+    asked, further = _gains(runs)
     words = {True: "exact:", False: "something else:", None: "undecided:"}
     if not asked:
         furthest = worst.sort_values("value", kind="stable").iloc[-1]
@@ -149,6 +155,11 @@ def helps(runs: pd.DataFrame, exact: dict[str, bool], worst: pd.DataFrame) -> It
         reference="none", family=lambda decay, **_: decay,
     )  # fmt: skip
     yield question.table(further)
+    yield from _helped(question, further, exact)
+
+
+def _helped(question: Question, further: dict[Any, dict[str, Any]], exact: dict[str, bool]) -> Iterator[Answer]:
+    words = {True: "exact:", False: "something else:", None: "undecided:"}
     chosen = question.select(
         lambda optimizer, examples, decay: decay == "the best" and examples in {TASKS[task] for task in OVERFITTING}  # noqa: ARG005 - columns
     )
