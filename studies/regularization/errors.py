@@ -17,6 +17,7 @@ LINEAR, RELU, NETWORK = "linear model", "random ReLU features", "trained network
 KINDS = {"linear": LINEAR, "features": RELU, "network": NETWORK}
 BEST = "new data, best penalty"
 ENDED = 0.05  # of the squared error: what a rate beyond the grid would have to gain to matter
+EDGES = ("at_edge", "open_ended")
 FLOOR = 1e-12  # below it lies rounding: the examples are fitted
 
 
@@ -42,7 +43,12 @@ def edged(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Runs with `at_edge` where their group's rate ends the grid, `open_ended` where a better one may follow."""
     chosen = training.choices(runs, by, score="score", reported=False)
     chosen = chosen.assign(open_ended=training.open_ended(chosen, ENDED))
-    return runs.merge(chosen[[*by, "at_edge", "open_ended"]], "left", on=by)
+    return runs.merge(chosen[[*by, *EDGES]], "left", on=by)
+
+
+def edges(runs: pd.DataFrame, by: list[str]) -> dict[Any, dict[str, Any]]:
+    """Each group's rate, and whether it ends the grid."""
+    return {key: {name: own[name].iloc[0] for name in ("lr", *EDGES)} for key, own in groups(runs, by)}
 
 
 def penalized(rows: pd.DataFrame) -> pd.DataFrame:
@@ -89,7 +95,7 @@ def lines(name: str, n: int, runs: pd.DataFrame, ridge: pd.DataFrame) -> Iterato
             at = {"kind": name, "curve": curve, "ratio": ratio, "n": len(values), "value": mean.value}
             own = runs[(runs["ratio"] == ratio) & (runs["seed"] >= 0)]
             test, variance = own["test"].mean(), own["variance"].mean()
-            ends = own[["at_edge", "open_ended"]].any().to_dict()
+            ends = {name: bool(own[name].any()) for name in EDGES}
             more = {"wrong": own["wrong"].mean(), "lr": own["lr"].max(), "variance": variance, "bias": test - variance}
             told = law(n, float(str(ratio))).get(curve, np.nan) if name == LINEAR else np.nan
             yield {**at, "low_95": mean.low, "high_95": mean.high, "predicted": told, **more, **ends}
@@ -105,13 +111,13 @@ def law(n: int, ratio: float) -> dict[str, float]:
 
 def path(runs: pd.DataFrame, names: Mapping[float, str]) -> Iterator[dict[str, Any]]:
     """Errors on both sides by the norm at which training ends, a row a limit, size and penalty."""
+    told = edges(runs, ["ratio", "penalty"])
     for (ratio, penalty), own in groups(runs, ["ratio", "penalty"]):
         for limit, start in (("penalty", ""), ("bound", "bounded_")):
             mean = stats.mean(own[f"{start}test"].to_numpy(), log=True)
             at = {"parameters": names[ratio], "penalty": penalty, "limit": limit, "n": len(own)}
             ends = {"value": mean.value, "low_95": mean.low, "high_95": mean.high, "train": own[f"{start}train"].mean()}
-            more = own[["lr", "at_edge", "open_ended"]].iloc[0].to_dict()
-            yield {**at, **ends, **more, "norm": own["norm"].mean(), "gap": own["gap"].mean()}
+            yield {**at, **ends, **told[ratio, penalty], "norm": own["norm"].mean(), "gap": own["gap"].mean()}
 
 
 def less(one: pd.Series[float], other: pd.Series[float], margin: float) -> stats.Comparison:
