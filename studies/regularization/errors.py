@@ -138,7 +138,7 @@ def ranks(runs: pd.DataFrame) -> str:
 
 
 def ends(capacity: pd.DataFrame) -> str:
-    """Which ratios' networks chose a rate at the end of the grid, and whether that may matter, in words."""
+    """Ratios whose networks chose a rate at the end of the grid, and whether that may matter, in words."""
     edge = capacity[(capacity["curve"] == "new data") & capacity["at_edge"]]
     at = ", ".join(f"{ratio:g}" for ratio in edge["ratio"])
     if not at:
@@ -148,7 +148,7 @@ def ends(capacity: pd.DataFrame) -> str:
 
 
 def counted(places: Sequence[float]) -> str:
-    """How many seeds have their largest error where: `2 in 5 of 10 seeds, 4 in 5`."""
+    """Numbers of seeds by the ratio of their largest error: `2 in 5, 4 in 5 of 10 seeds`."""
     found = [f"{value:g} in {places.count(value)}" for value in dict.fromkeys(places)]
     return f"{', '.join(found)} of {len(places)} seeds"
 
