@@ -92,8 +92,9 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:  # noqa: ARG
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Errors by ratio and kind; whether they fall, rise and fall; what theory predicts."""
-    runs, ridge = errors.at_one_rate(errors.runs_of(rows)), errors.penalized(rows)
-    lines, members, peaks, removed = [], {}, {}, {}
+    tried, ridge = errors.edged(errors.runs_of(rows), ["kind", "ratio"]), errors.penalized(rows)
+    runs = errors.at_one_rate(tried)
+    lines, members, peaks, removed, places = [], {}, {}, {}, {}
     for kind, own in groups(runs, "kind"):
         name, with_penalty = errors.KINDS[kind], ridge[ridge["kind"] == kind]
         lines += list(errors.lines(name, int(own["n"].iloc[0]), own, with_penalty))
@@ -105,10 +106,13 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             ("training", train, 1.0, first), ("falls", test, low, first), ("rises", test, 1.0, low),
             ("beyond", test, last, 1.0),
         ):  # fmt: skip
-            members[name, what] = errors.over(table, at, other, MARGIN)
+            ended = own.loc[own["ratio"].isin([at, other]), "open_ended"].any()
+            members[name, what] = training.unsettled(errors.over(table, at, other, MARGIN), ended)
         rising = [ratio for ratio in RATIOS if ratio >= RISING and ratio in test]
         place = np.array(rising)[test[rising].to_numpy().argmax(axis=1)]
-        peaks[name,] = stats.against(place, 1.0, log=True, margin=PLACE)
+        ended = own.loc[own["ratio"].isin(rising), "open_ended"].any()
+        peaks[name,] = training.unsettled(stats.against(place, 1.0, log=True, margin=PLACE), ended)
+        places[name] = sorted(place)
         if len(with_penalty):
             for curve, table in (("no penalty", test), ("the best penalty", errors.wide(with_penalty, "test"))):
                 removed[name, curve] = errors.bump(table, 1.0, SIDES, MARGIN)
@@ -116,12 +120,13 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "capacity", capacity
     parts = capacity[capacity["curve"] == "new data"]
     yield "spread", pd.concat(parts.assign(term=term, value=parts[term]) for term in ("bias", "variance"))
-    yield from _curve(members, parts[parts["kind"] == RELU].set_index("ratio")["wrong"])
-    yield from _peaks(peaks, removed)
+    yield from _curve(members, parts[parts["kind"] == RELU].set_index("ratio")["value"], errors.ends(capacity))
+    yield from _peaks(peaks, places)
+    yield from _removed(removed)
     yield from _theory(runs, ridge)
 
 
-def _curve(members: Mapping[Any, stats.Comparison], wrong: pd.Series[float]) -> Iterator[Answer]:
+def _curve(members: Mapping[Any, stats.Comparison], error: pd.Series[float], ends: str) -> Iterator[Answer]:
     question = Question.of("capacity_shape", ("kind", "what"), members, label="{kind}: {what}", reference="as large")
     if not question:
         return
@@ -135,39 +140,44 @@ def _curve(members: Mapping[Any, stats.Comparison], wrong: pd.Series[float]) -> 
     yield question.verdict(
         CURVE, answers, unit="times the error",
         why=f"with {max(RATIOS):g} times as many parameters as numbers to fit, the error on new data is this multiple "
-        f"of that with as many: {', '.join(told)}",
+        f"of that with as many: {', '.join(told)}{ends}",
         method="squared errors; up to the threshold, as many parameters as numbers to fit: training error lower there "
         "than at the smallest ratio, error on new data lower at the best below 1 (by other seeds) than there, higher "
         f"at the threshold; beyond: higher at the largest ratio. Paired t of log ratios, margin {MARGIN:g}",
     )  # fmt: skip
     falls, rises, beyond = (question.members.get((RELU, what)) for what in ("falls", "rises", "beyond"))
     if falls and rises and beyond and falls.below and rises.above and beyond.below:
-        low, peak, last = wrong[wrong.index < 1].min(), float(wrong[1.0]), float(wrong[max(RATIOS)])
+        low, peak, last = error[error.index < 1].min(), float(error[1.0]), float(error[max(RATIOS)])
         yield Sentence(
-            f"More random ReLU features first lower the share of new digits that are classified wrongly, to {low:.0%}, "
-            f"then raise it to {peak:.0%} where they are as many as the examples, and from there lower it again, to "
-            f"{last:.0%} with {max(RATIOS):g} times as many.",
+            f"More random ReLU features first lower the squared error on new digits, to {low:.2g}, then raise it to "
+            f"{peak:.3g} where they are as many as the examples, and from there lower it again, to {last:.2g} with "
+            f"{max(RATIOS):g} times as many.",
             figure="capacity", claims=(CURVE.id, PEAK.id),
         )  # fmt: skip
 
 
-def _peaks(peaks: Mapping[Any, stats.Comparison], removed: Mapping[Any, stats.Comparison]) -> Iterator[Answer]:
+def _peaks(peaks: Mapping[Any, stats.Comparison], places: Mapping[str, Sequence[float]]) -> Iterator[Answer]:
     place = Question.of("peak", ("kind",), peaks, label="{kind}", reference="threshold")
-    bump = Question.of("peak_height", ("kind", "penalty"), removed, label="{kind} with {penalty}", reference="none")
     if place:
         yield place.table()
-        found = ", ".join(f"{c.effect.value:.2f} ({kind})" for (kind,), c in place.members.items())
+        found = "; ".join(f"{errors.counted(places[kind])} ({kind})" for (kind,) in place.members)
         yield place.verdict(
             PEAK, agrees, unit="times as many parameters as numbers to fit", why=f"the error is largest at {found}",
             method=f"geometric mean over seeds of the ratio, from {RISING:g} on, at which a seed's error on new data "
             f"is largest; within a factor of {PLACE:g} of 1; numbers to fit: examples, for networks times classes; t",
         )  # fmt: skip
-        if NETWORK in (kind for (kind,) in place.members) and place.members[NETWORK,].above:
+        if NETWORK in (kind for (kind,) in place.members) and place.members[NETWORK,].above and places[NETWORK][0] > 1:
+            low, high = places[NETWORK][0], places[NETWORK][-1]
+            where = f"{low:g}" if low == high else f"{low:g} to {high:g}"
             yield Sentence(
-                f"Trained networks err most on new digits with {place.members[NETWORK,].effect.value:.1f} times as "
-                "many parameters as numbers to fit, not with as many.",
+                f"The squared error of trained networks on new digits is largest with {where} times as many parameters "
+                "as numbers to fit, not with as many.",
                 figure="capacity", claims=(PEAK.id,),
             )  # fmt: skip
+
+
+def _removed(removed: Mapping[Any, stats.Comparison]) -> Iterator[Answer]:
+    bump = Question.of("peak_height", ("kind", "penalty"), removed, label="{kind} with {penalty}", reference="none")
     if bump:
         yield bump.table()
         ridge = bump.where(penalty="the best penalty")
@@ -208,13 +218,14 @@ def _theory(runs: pd.DataFrame, ridge: pd.DataFrame) -> Iterator[Answer]:
 @drawing.figure(
     "capacity", "Errors through the point where parameters are as many as numbers to fit",
     lambda capacity: f"Squared error, geometric mean of {capacity['n'].min()} seeds or more with 95 % intervals, by "
-    "parameters over numbers to fit: examples, for networks times the ten classes. Dashed: theory.",
+    "parameters over numbers to fit: examples, for networks times the ten classes. Dashed: theory, infinite at 1. Not "
+    f"shown: errors below {SHOWN:g}, those of training examples that are fitted. Networks: linear scale.",
 )  # fmt: skip
 def draw_capacity(capacity: pd.DataFrame) -> Any:
-    """Errors by ratio, a panel a kind of model; errors that are rounding alone are left out."""
+    """Errors by ratio, a panel a kind of model; errors that are rounding alone are left out, but on a linear scale."""
     shown = capacity[capacity["value"] > SHOWN].replace(np.inf, np.nan)
     axes = {"xscale": "log", "yscale": "log", "xlabel": "parameters / numbers to fit", "ylabel": "squared error"}
-    return drawing.panels(shown, "kind", drawing.estimates, at="ratio", by="curve", joined=True, axes=axes, shared="")
+    return drawing.panels(shown, "kind", errors.curves, at="ratio", by="curve", axes=axes, shared="")
 
 
 @drawing.figure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +143,8 @@ def turning(rows: pd.DataFrame, decayed: pd.DataFrame) -> Iterator[Answer]:
             further[key] = {
                 "angle": float(np.sqrt(squares.mean())),
                 "theory": law,
-                "outward": float(outward[layer].mean()) / product,
+                "outward": (along := float(outward[layer].mean()) / product),
+                "left": 1.0 if kind.momentum else math.sqrt(max(0.0, 1 - along)),
             }
     question = Question.of(
         "angles", ("optimizer", "product", "layer"), asked, label="{optimizer}, lr x lambda {product:g}, layer {layer}"
@@ -151,15 +153,16 @@ def turning(rows: pd.DataFrame, decayed: pd.DataFrame) -> Iterator[Answer]:
         return
     yield question.table(further)
     yield question.prediction(EQUILIBRIUM, "angles", within=f"{MARGIN:.0%}", unit="measured over predicted")
-    off = {key: c for key, c in question.members.items() if agrees(c) is False}
-    off = {key: c for key, c in off.items() if key[0] == "AdamW, beta1 0" and further[key]["outward"] > MARGIN}
+    off = {key: c for key, c in question.members.items() if agrees(c) is False and c.effect.value < 1}
+    off = {key: c for key, c in off.items() if not KINDS[key[0]].momentum and further[key]["outward"] > MARGIN}
     if off:
-        key = min(off, key=lambda each: off[each].effect.value)
+        key = max(off, key=lambda each: further[each]["outward"])
+        at = further[key]
         yield Sentence(
-            f"Where AdamW turns normalized weights by less than predicted ({off[key].effect.value:.2f} of it in layer "
-            f"{key[2]}), one part of it is that steps point outward: to {further[key]['outward']:.0%} of what decay "
-            "takes they lengthen the weight by themselves, as gradients divided entry by entry are no longer at right "
-            "angles to it.",
+            f"{key[0]}, at lr x lambda {key[1]:g}, turns the weights of layer {key[2]} by {off[key].effect.value:.2f} "
+            "of the predicted angle. Its steps are not at right angles to the weight: they lengthen it by "
+            f"{at['outward']:.0%} of what decay takes, and what is left should turn it by sqrt(1 - "
+            f"{at['outward']:.2f}) = {at['left']:.2f} of that angle.",
             figure="angles", claims=(EQUILIBRIUM.id,),
         )  # fmt: skip
 
@@ -198,14 +201,23 @@ def ends(runs: pd.DataFrame) -> Iterator[Answer]:
             f"({key[0]}, lr x lambda {key[1]:g}).",
             figure="without_decay", claims=(MATCHED.id,),
         )  # fmt: skip
-    long, short = (
-        [agrees(c) for (name, *_), c in matched.members.items() if name == which]
-        for which in ("AdamW", "AdamW, beta2 0.95")
-    )
-    if False in long and short and all(short):
+    yield from _memory(matched)
+
+
+def _memory(matched: Question) -> Iterator[Answer]:
+    """What of AdamW's ends a rising rate keeps, where it is not all with the longer memory of squares."""
+    one = {
+        (what, long): [c for (name, *_, of), c in matched.members.items() if name == which and of == what]
+        for what in ("training loss", "test error") for long, which in ((True, "AdamW"), (False, "AdamW, beta2 0.95"))
+    }  # fmt: skip
+    same = {key: bool(members) and all(map(agrees, members)) for key, members in one.items()}
+    losses = one["training loss", True]
+    if all(same[what, False] for what, _ in one) and any(agrees(c) is False for c in losses):
+        told = " and ".join(f"{c.effect.value:.2f}" for c in losses)
+        rest = "the test error is the same, but " if same["test error", True] else ""
         yield Sentence(
-            "With AdamW a rising rate replaces weight decay at beta2 0.95, and not at 0.999, whose second moment "
-            "remembers gradients for longer than it takes the weight to grow.",
+            "With AdamW a rising rate without weight decay ends as decay does at beta2 0.95; at beta2 0.999 "
+            f"{rest}the training loss is {told} times that with decay.",
             figure="without_decay", claims=(MATCHED.id,),
         )  # fmt: skip
 
@@ -213,12 +225,13 @@ def ends(runs: pd.DataFrame) -> Iterator[Answer]:
 @drawing.figure(
     "angles", "The angle by which normalized weights turn a step, over the predicted one",
     lambda angles: f"Root mean square of all units, last third of the steps; mean of {angles['n'].min()} seeds, "
-    f"intervals of 95 % at once; {MARGIN:.0%} counts as predicted.",
+    f"intervals of 95 % at once; {MARGIN:.0%} counts as predicted. Strokes: 1, or without momentum sqrt(1 - a), a what "
+    "steps lengthen the weight by over what decay takes.",
 )  # fmt: skip
 def draw_angles(angles: pd.DataFrame) -> Any:
     """Measured over predicted angle, a row an optimizer, a colour a layer, a panel a product."""
     axes = {"xlabel": "measured over predicted angle"}
-    shown = angles.assign(layer="layer " + angles["layer"].astype(str))
+    shown = angles.assign(layer="layer " + angles["layer"].astype(str), predicted=angles["left"])
     named = shown.rename(columns={"product": "lr x lambda"})
     return drawing.panels(named, "lr x lambda", drawing.estimates, at="optimizer", by="layer", axes=axes, shared="both")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from depthgauge import data, drawing, replicas, stats, training
+from depthgauge.drawing.palette import INK
 from depthgauge.frames import groups
 from depthgauge.initialization import scheme
 from depthgauge.parts import Answer, Part, sizes
@@ -21,6 +23,7 @@ CAPACITY = Claim("N47", "batch normalization controls capacity by the noise of s
 LOWERS = Claim(
     "regularization/ghost", "batch statistics over fewer examples lower the test error, not only its gap to training"
 )
+OF = {"gap": "gap of the loss", "train_loss": "training loss", "test_error": "test error"}
 METRICS = ("validation_accuracy", "train_loss", "test_loss", "test_error")
 BATCH = 32  # examples of a gradient, whatever statistics are taken over
 ALL = -1  # statistics of all training examples: no noise
@@ -61,77 +64,104 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """Gaps and test errors over those without noise, each number of examples at its own rate."""
+    """Gaps, losses and test errors over those without noise at the same rate; the rate that other seeds choose."""
     if rows.empty:
         return
-    runs = training.table(rows, "ghost", "lr", "seed", metrics=METRICS).astype({"seed": int, "ghost": int})
-    best = training.tuned(training.tunable(runs, ["ghost"]), ["ghost"])
-    best = best.assign(gap=best["test_loss"] - best["train_loss"])
-    ends = {ghost: own.set_index("seed") for ghost, own in groups(best, "ghost")}
-    clean = ends.pop(ALL, best.iloc[:0])
+    runs = training.table(rows, "ghost", "lr", "seed", metrics=METRICS)
+    runs = runs.astype({"seed": int, "ghost": int, "lr": float}).assign(gap=runs["test_loss"] - runs["train_loss"])
+    told = runs[runs["seed"] >= 0]
+    own = {ghost: dict(list(groups(each.set_index("seed"), "lr"))) for ghost, each in groups(told, "ghost")}
+    clean = own.pop(ALL, {})
     asked, further = {}, {}
-    for ghost, own in ends.items():
-        both = own.index.intersection(clean.index)
-        for column, what in (("gap", "gap of the loss"), ("train_loss", "training loss"), ("test_error", "test error")):
-            pair = own.loc[both, column], clean.loc[both, column]
-            asked[what, ghost] = stats.paired(*pair, log=True, margin=SAME, test="t")
-            further[what, ghost] = {"lr": own["lr"].iloc[0], "noiseless_lr": clean["lr"].iloc[0]} | {
-                "mean": pair[0].mean(), "noiseless_mean": pair[1].mean(),
-            }  # fmt: skip
-    question = Question.of(
-        "ghosts", ("of", "ghost"), asked, family=lambda of, **_: of, label="{of} with statistics of {ghost}",
-        reference="no noise",
-    )  # fmt: skip
-    if not question:
+    for ghost, lr in ((ghost, lr) for ghost, rates in own.items() for lr in sorted({*rates} & {*clean})):
+        noisy, quiet = own[ghost][lr], clean[lr]
+        for column, what in OF.items():
+            pair = noisy[column], quiet[column].reindex(noisy.index)
+            if np.isfinite([*pair[0], *pair[1]]).all():  # both finish
+                asked[what, ghost, lr] = stats.paired(*pair, log=True, margin=SAME, test="t")
+                further[what, ghost, lr] = {"mean": pair[0].mean(), "noiseless_mean": pair[1].mean()}
+    if not asked:
         return
-    yield question.table(further)
-    yield from _verdicts(question)
+    chosen = training.choices(training.tunable(runs, ["ghost"]), ["ghost"])
+    chosen = chosen.assign(open_ended=training.open_ended(chosen, 0.0))
+    yield "ghost_rates", chosen
+    rates = chosen.set_index("ghost")["lr"]
+    judged = {key for key in asked if key[2] in {rates.get(ALL), rates.get(key[1])}}
+    question = Question.of(
+        "ghosts", ("of", "ghost", "lr"), asked, family=lambda **key: (key["of"], tuple(key.values()) in judged),
+        label="{of} with statistics of {ghost} at rate {lr:g}", reference="no noise",
+    )  # fmt: skip
+    yield question.table({key: {**more, "judged": key in judged} for key, more in further.items()})
+    asks = question.select(lambda **key: tuple(key.values()) in judged)
+    if asks:
+        yield from _verdicts(asks, chosen)
+    yield from _sentence(question)
 
 
-def _verdicts(question: Question) -> Iterator[Answer]:
+def _verdicts(question: Question, chosen: pd.DataFrame) -> Iterator[Answer]:
     gaps, errors = question.where(of="gap of the loss"), question.where(of="test error")
     words = {True: "smaller:", False: "not smaller:", None: "undecided:"}
     method = (
-        f"statistics over a part of the {BATCH} examples of a gradient, against those of all training examples; losses "
-        "at the end with the statistics of all training examples, log ratio by seed, paired t, less by more than "
-        f"{SAME - 1:.0%}; rates chosen by validation accuracy of other seeds"
+        f"statistics over a part of the {BATCH} examples of a gradient, against those of all training examples at the "
+        "same learning rate: at that which other seeds' validation accuracy chooses without noise, and at that which "
+        "it chooses with it, where both finish; losses at the end with the statistics of all training examples, log "
+        f"ratio by seed, paired t, less by more than {SAME - 1:.0%}"
     )
-    yield gaps.verdict(
-        CAPACITY, below, unit="times that without noise", why=gaps.listed(below, words, 8),
-        method=f"test loss minus training loss, {method}",
-    )  # fmt: skip
-    yield errors.verdict(
-        LOWERS, below, unit="times that without noise", why=errors.listed(below, words, 8), method=method
+    tuned = "; ".join(
+        f"{row['lr']:g} {'without noise' if row['ghost'] == ALL else 'with ' + str(row['ghost'])}"
+        + (" (at the end of the grid: one beyond may do better)" if row["open_ended"] else "")
+        for row in chosen.to_dict("records")
     )
-    smallest = min(ghost for _, ghost in gaps.members)
-    gap, error = gaps.members["gap of the loss", smallest], errors.members["test error", smallest]
-    if below(gap) and below(error) is not None:
-        what = "lowers the test error too" if below(error) else "does not lower the test error"
+    for some, claim, what in ((gaps, CAPACITY, "test loss minus training loss, "), (errors, LOWERS, "")):
+        yield some.verdict(
+            claim, below, unit="times that without noise", method=what + method,
+            why=f"{some.listed(below, words, 8)}; chosen rates: {tuned}",
+        )  # fmt: skip
+
+
+def _sentence(question: Question) -> Iterator[Answer]:
+    gaps, errors = question.where(of="gap of the loss"), question.where(of="test error")
+    smallest = min(ghost for _, ghost, _ in gaps.members)
+    gap, error = (some.where(ghost=smallest).members.values() for some in (gaps, errors))
+    if any(map(below, gap)):
+        rates = [lr for _, ghost, lr in gaps.members if ghost == smallest]
         yield Sentence(
-            f"Batch statistics of {smallest} examples in place of all shrink the gap between test and training loss to "
-            f"{gap.effect.value:.2g} of its size; that {what} ({error.effect.value:.2g} times).",
+            f"Batch statistics of {smallest} examples in place of all leave {_range(gap)} of the gap between test and "
+            f"training loss, and {_range(error)} of the test error, at equal learning rates of {min(rates):.2g} to "
+            f"{max(rates):.2g}.",
             figure="ghosts", claims=(CAPACITY.id, LOWERS.id),
         )  # fmt: skip
 
 
+def _range(comparisons: Iterable[stats.Comparison]) -> str:
+    values = [each.effect.value for each in comparisons]
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
 @drawing.figure(
-    "ghosts", "The noise of batch statistics: gap, training loss and test error by the examples they are taken over",
-    lambda ghosts: f"Times the value with statistics of all training examples; geometric mean of {ghosts['n'].min()} "
-    "seeds, intervals of 95 % at once. 100 digits to train; gradients of 32 examples.",
+    "ghosts", "The noise of batch statistics: gap, training loss and test error against no noise at the same rate",
+    lambda ghosts: f"Times the value with statistics of all training examples at the same learning rate; geometric "
+    f"mean of {ghosts['n'].min()} seeds, intervals of 95 % at once. 100 digits; gradients of {BATCH} examples.",
 )  # fmt: skip
 def draw_ghosts(ghosts: pd.DataFrame) -> Any:
-    """Ratios over the number of examples, a panel a figure."""
+    """Ratios over the rate, a colour the number of examples, a panel a figure."""
+    rates = sorted(ghosts["lr"].unique())
     axes = {
-        "xscale": "log",
-        "yscale": "log",
-        "xlabel": "examples of the statistics",
-        "ylabel": "times that without noise",
-    }
-    return drawing.panels(ghosts, "of", drawing.estimates, at="ghost", axes=axes, shared="x")
+        "xscale": "log", "yscale": "log", "xlabel": "learning rate", "ylabel": "times that without noise",
+        "xticks": rates, "xticklabels": [f"{rate:.2g}" for rate in rates],
+    }  # fmt: skip
+    named = ghosts.rename(columns={"ghost": "examples of the statistics"})
+    return drawing.panels(named, "of", _ratios, at="lr", by="examples of the statistics", axes=axes, shared="x")
+
+
+def _ratios(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
+    axis.axhline(1, color=INK, lw=0.8, zorder=0, label="as without noise")
+    drawing.estimates(axis, rows, joined=True, **options)
+    axis.tick_params(which="minor", axis="x", bottom=False, labelbottom=False)
 
 
 METHOD = f"""**Ghost batches.** A gradient is taken over {BATCH} examples, and each layer's mean and deviation over a
 few of them (ghost batches; Kosson et al. 2023), over all of them, or, without noise, over all training examples,
 through which the gradient goes too. Networks of three normalized layers without gain and bias, 100 digits to train,
-SGD without decay."""
+SGD without decay. A higher rate closes the gap as well, so that networks are compared at equal rates."""
 PART = Part("ghosts", (CAPACITY, LOWERS), SIZES, grids, run, analyse, (draw_ghosts,), METHOD)

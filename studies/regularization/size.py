@@ -118,9 +118,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if network.empty:  # as at quick
         yield from (("limits_path", network), ("overfitting", network))
     else:
-        runs = runs_of(network).query("seed >= 0")
-        yield "limits_path", pd.DataFrame(_path(own := runs[runs["kind"] == "penalty"]))
-        yield from _limits(own, every(question.read(agrees).values()))
+        runs = errors.edged(runs_of(network), KEYS).query("seed >= 0")
+        path = pd.DataFrame(errors.path(own := runs[runs["kind"] == "penalty"], NAMES))
+        yield "limits_path", path
+        yield from _limits(own, path, every(question.read(agrees).values()))
         yield from _depth(runs[runs["kind"] == "depth"])
 
 
@@ -131,30 +132,15 @@ def _compared(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str, float], stat
         if penalty:
             both = own[["bounded_test", "test"]].dropna()
             bounded = stats.paired(both["bounded_test"], both["test"], log=True, margin=MARGIN, test="t")
-            yield (NAMES[ratio], "bound", penalty), bounded
+            yield (NAMES[ratio], "bound", penalty), training.unsettled(bounded, own["open_ended"].any())
         if penalty and (ratio, 0.0) in wide:
-            yield (NAMES[ratio], "range", penalty), errors.less(wide[ratio, 0.0]["gap"], own["gap"], GAP)
+            some = errors.less(wide[ratio, 0.0]["gap"], own["gap"], GAP)
+            yield (NAMES[ratio], "range", penalty), training.unsettled(some, own["open_ended"].any())
     if {(FEW, 0.0), (MANY, 0.0)} <= set(wide):
         yield (NAMES[MANY], "count", 0.0), errors.less(wide[MANY, 0.0]["gap"], wide[FEW, 0.0]["gap"], GAP)
 
 
-def _path(runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Error on new data by the norm at which training ends, a row a limit, size and penalty."""
-    for (ratio, penalty), own in groups(runs, ["ratio", "penalty"]):
-        for limit, metric in (("penalty", "test"), ("bound", "bounded_test")):
-            mean = stats.mean(own[metric].to_numpy(), log=True)
-            at = {
-                "parameters": NAMES[ratio],
-                "penalty": penalty,
-                "limit": limit,
-                "n": len(own),
-                "lr": own["lr"].iloc[0],
-            }
-            ends = {"value": mean.value, "low_95": mean.low, "high_95": mean.high}
-            yield {**at, **ends, "norm": own["norm"].mean(), "gap": own["gap"].mean()}
-
-
-def _limits(runs: pd.DataFrame, linear: bool | None) -> Iterator[Answer]:
+def _limits(runs: pd.DataFrame, path: pd.DataFrame, linear: bool | None) -> Iterator[Answer]:
     by, words, asked = ("model", "what", "penalty"), "{model}, {what} at penalty {penalty:g}", dict(_compared(runs))
     limits = Question.of("limits", by, {key: c for key, c in asked.items() if c.log}, label=words, reference="as large")
     absolute = {key: c for key, c in asked.items() if not c.log}
@@ -170,6 +156,8 @@ def _limits(runs: pd.DataFrame, linear: bool | None) -> Iterator[Answer]:
     for what, name in (("count", "the gap grows with the number"), ("range", "the gap grows with the range")):
         answers[name] = every(map(above, gaps.where(what=what).members.values()))
     told = ", ".join(f"{c.effect.value:.2f} ({gaps.words(key)})" for key, c in gaps.members.items())
+    edge = [f"{model} (penalty {p:g})" for (model, p), _ in groups(path[path["open_ended"]], ["parameters", "penalty"])]
+    told += f"; a rate beyond the grid may fit better, so that nothing is concluded, for {', '.join(edge)}" * bool(edge)
     ranks = errors.ranks(runs)
     alike = {True: "a bound is as a penalty for", False: "another for", None: "undecided:"}
     yield limits.verdict(
@@ -181,27 +169,33 @@ def _limits(runs: pd.DataFrame, linear: bool | None) -> Iterator[Answer]:
         f"many parameters less few (count), without less with penalty (range), margin {GAP:g}; rates by other seeds",
     )  # fmt: skip
     strong, weak = (limits.members[NAMES[MANY], "bound", penalty] for penalty in (PENALTIES[-1], PENALTIES[1]))
-    if strong.inside and weak.above:
+    fits_ = path[(path["parameters"] == NAMES[MANY]) & (path["penalty"] == PENALTIES[1])].set_index("limit")["train"]
+    if strong.inside and weak.effect.low > MARGIN and fits_["bound"] < fits_["penalty"]:
         yield Sentence(
-            "A bound on the norm of the weights limits a network as the penalty does that ends at that norm where both "
-            f"are strong; where they are weak the error on new digits with the bound is {weak.effect.value:.2f} times "
-            "that with the penalty.",
+            "In the ball of the norm at which a penalty ends a network errs as it does with the penalty where both are "
+            f"strong. Where they are weak (penalty {PENALTIES[1]:g}) it errs {weak.effect.value:.2f} times as much on "
+            f"new digits: its training error is {fits_['bound']:.1g}, at no larger norm, where descent with the "
+            f"penalty ends at {fits_['penalty']:.1g}.",
             figure="limits_path", claims=(LIMITS.id,),
         )  # fmt: skip
 
 
 def _depth(runs: pd.DataFrame) -> Iterator[Answer]:
     asked, own = {}, {key: each.set_index("seed")["wrong_gap"] for key, each in groups(runs, ["ratio", "depth"])}
+    edges = errors.edges(runs, ["ratio", "depth"])
+    ended = {key for key, at in edges.items() if at["open_ended"]}
     for (ratio, depth), each in own.items():
-        asked[NAMES[ratio], depth, "gap"] = stats.against(each.to_numpy(), 0.0, margin=GAP)
+        gap = stats.against(each.to_numpy(), 0.0, margin=GAP)
+        asked[NAMES[ratio], depth, "gap"] = training.unsettled(gap, (ratio, depth) in ended)
         if depth > 1 and (ratio, 1) in own:
-            asked[NAMES[ratio], depth, "less"] = errors.less(each, own[ratio, 1], CLOSE)
+            less = errors.less(each, own[ratio, 1], CLOSE)
+            asked[NAMES[ratio], depth, "less"] = training.unsettled(less, {(ratio, depth), (ratio, 1)} & ended)
     by = ("model", "depth", "what")
     question = Question.of("overfitting", by, asked, label="{model}, depth {depth}: {what}", reference="none")
     if not question:  # those alone that choose a rate
         yield "overfitting", runs
         return
-    yield question.table()
+    yield question.table({(NAMES[r], d, what): edges[r, d] for r, d in own for what in ("gap", "less")})
     answers, told = {}, []
     for model, depth, _ in question.where(what="less").members:
         gap, less, wide = (question.members[model, d, w] for d, w in ((depth, "gap"), (depth, "less"), (1, "gap")))
@@ -220,9 +214,9 @@ def _depth(runs: pd.DataFrame) -> Iterator[Answer]:
     gaps = [question.members[NAMES[MANY], depth, "gap"] for depth in (1, deepest)]
     if all(gap.above for gap in gaps):
         yield Sentence(
-            f"Deep networks overfit, too: with {MANY:g} times as many parameters as numbers to fit, the share of "
-            f"digits classified wrongly is {100 * gaps[1].effect.value:.0f} points higher on new ones than on those "
-            f"fitted with {deepest} hidden layers, and {100 * gaps[0].effect.value:.0f} points with one.",
+            f"Deep networks overfit, too: of {MANY:g} times as many parameters as numbers to fit, with {deepest} "
+            f"hidden layers the share wrong is {100 * gaps[1].effect.value:.0f} points higher on new digits than on "
+            f"those fitted; with one, {100 * gaps[0].effect.value:.0f}.",
             figure="overfitting", claims=(DEPTH.id,),
         )  # fmt: skip
 

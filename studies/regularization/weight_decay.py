@@ -11,7 +11,7 @@ from depthgauge import data, drawing, replicas, stats, training
 from depthgauge.frames import groups, only, params_of
 from depthgauge.initialization import scheme
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, judged, listed
+from depthgauge.questions import Question, above, enumerated, judged, listed
 from depthgauge.studies.regularization import decays, product
 from depthgauge.studies.regularization.decays import OPTIMIZERS, OVERFITTING, TASKS, USUAL
 from depthgauge.study import Case, Context, Grid, Rows
@@ -25,6 +25,7 @@ BETTER = 0.01  # test accuracy: a gain of less than a point is none
 EXACT = 1e-9  # of decay's whole effect: the shrinkage is the formula's, up to rounding
 METRICS = ("validation_accuracy", "test_accuracy", "train_accuracy")
 KEYS = ["optimizer", "net", "task"]
+OPEN = ("open_ended", "none_open_ended")
 SIZES = sizes(
     "tasks steps width seeds thin", quick=((), 0, 0, 6, 1), standard=(tuple(TASKS), 400, 64, 10, 1),
     full=(tuple(TASKS), 1000, 64, 20, 1), tiny=(("few", "noisy"), 6, 8, 5, 2),
@@ -88,26 +89,57 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if runs.empty:  # at quick
         yield from ((name, runs) for name in ("decay_gains", "decay_map", "decay_spreads"))
     else:
-        yield from product.answers(runs[(runs["seed"] >= 0) & (runs["task"] == "noisy")])
+        yield from product.answers(runs[runs["task"] == "noisy"])
 
 
-def helps(runs: pd.DataFrame, exact: dict[str, bool], worst: pd.DataFrame) -> Iterator[Answer]:
-    """N37: test accuracy with the best decay and with the usual one against none, each at the rate tuned for it."""
-    runs = runs.assign(setting=runs.groupby(["decay", "lr"]).ngroup())
+def _open(chosen: pd.DataFrame) -> bool:
+    return bool(training.open_ended(chosen, BETTER).any())
+
+
+def _tried(own: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Reported runs at the best lambda and rate, and at the usual lambda; `open`: better may lie outside the grid."""
+    decayed = own[own["decay"] > 0]
+    settings = decayed.assign(setting=decayed.groupby(["decay", "lr"]).ngroup())
+    best = training.tuned(settings, KEYS, rate="setting").set_index("seed")
+    decay, lr = best["decay"].iloc[0], best["lr"].iloc[0]
+    lines = (
+        training.choices(decayed[decayed["decay"] == decay], KEYS),
+        training.choices(decayed[decayed["lr"] == lr], KEYS, rate="decay"),
+    )
+    tried = {"the best": best.assign(open=any(map(_open, lines)))}
+    if USUAL in set(own["decay"]):
+        usual = training.tuned(own[own["decay"] == USUAL], KEYS).set_index("seed")
+        tried["0.001"] = usual.assign(open=_open(usual))
+    return tried
+
+
+def _gains(runs: pd.DataFrame) -> tuple[dict[Any, stats.Comparison], dict[Any, dict[str, Any]]]:
+    """Gains by decay, and what belongs to them in the table, by optimizer, examples and lambda."""
     asked, further = {}, {}
     for (name, _, task), own in groups(runs[runs["net"] == "plain"], KEYS):
         none = training.tuned(own[own["decay"] == 0], KEYS).set_index("seed")
-        best = training.tuned(own[own["decay"] > 0], KEYS, rate="setting").set_index("seed")
-        tried = {"the best": best}
-        if USUAL in set(own["decay"]):
-            tried["0.001"] = training.tuned(own[own["decay"] == USUAL], KEYS).set_index("seed")
-        for what, one in tried.items():
+        for what, one in _tried(own).items():
             pair = one["test_accuracy"], none["test_accuracy"].reindex(one.index)
-            asked[name, TASKS[task], what] = stats.paired(*pair, margin=BETTER, test="t")
+            gain = stats.paired(*pair, margin=BETTER, test="t")
+            ends = {"open_ended": bool(one["open"].any()), "none_open_ended": _open(none)}
+            better = gain.effect.value > BETTER  # with another rate, the network without decay might be as good
+            asked[name, TASKS[task], what] = training.unsettled(
+                gain, ends["none_open_ended" if better else "open_ended"]
+            )
             further[name, TASKS[task], what] = {
                 "lambda": one["decay"].iloc[0], "lr": one["lr"].iloc[0], "none_lr": none["lr"].iloc[0],
                 "with": pair[0].mean(), "without": pair[1].mean(), "without_train": none["train_accuracy"].mean(),
+                **ends,
             }  # fmt: skip
+    return asked, further
+
+
+def helps(runs: pd.DataFrame, exact: dict[str, bool], worst: pd.DataFrame) -> Iterator[Answer]:
+    """N37: test accuracy with the best decay and with the usual one against none, each at the rate tuned for it.
+
+    Where a rate or lambda outside the grid may undo an answer, there is none.
+    """
+    asked, further = _gains(runs)
     words = {True: "exact:", False: "something else:", None: "undecided:"}
     if not asked:
         furthest = worst.sort_values("value", kind="stable").iloc[-1]
@@ -123,19 +155,31 @@ def helps(runs: pd.DataFrame, exact: dict[str, bool], worst: pd.DataFrame) -> It
         reference="none", family=lambda decay, **_: decay,
     )  # fmt: skip
     yield question.table(further)
+    yield from _helped(question, further, exact)
+
+
+def _helped(question: Question, further: dict[Any, dict[str, Any]], exact: dict[str, bool]) -> Iterator[Answer]:
+    words = {True: "exact:", False: "something else:", None: "undecided:"}
     chosen = question.select(
         lambda optimizer, examples, decay: decay == "the best" and examples in {TASKS[task] for task in OVERFITTING}  # noqa: ARG005 - columns
     )
     usual = question.where(decay="0.001")
     told = {True: "more than a point by", False: "not by", None: "undecided:"}
+    decided = {key for key, c in chosen.members.items() if above(c) is not None}
+    settled = chosen.select(lambda **key: tuple(key.values()) in decided)
+    ends = [question.words(key) for key in chosen.members if any(further[key][end] for end in OPEN)]
+    edge = f"; a rate or lambda beyond the grid may do better, with decay or without, for {enumerated(ends, 6)}"
     yield chosen.verdict(
         HELPS, {**exact, **chosen.read(above)}, unit="test accuracy",
         why=f"{listed(exact, words)}; test accuracy gains {chosen.listed(above, told, 6)}; at lambda 0.001, "
-        f"{usual.listed(above, told, 9)}",
+        f"{usual.listed(above, told, 9)}{edge if ends else ''}",
         method=f"{STEPPED}; decay helps where the accuracy on test digits is more than {BETTER:g} above that without, "
         "lambda and rate chosen together by validation accuracy of other seeds, against the rate chosen without decay; "
-        "paired t by seed. That 0.001 is usual is no matter of measurement: its gain is told; for "
-        "AdamW, whose lambda is multiplied by a rate of that size, it is next to none and not asked",
+        "paired t by seed; undecided where a rate at the end of the grid was chosen that gains more than that on the "
+        "next one, and a better one would undo the answer. That 0.001 is "
+        "usual is no matter of measurement: its gain is told; for AdamW, whose lambda is multiplied by a rate of that "
+        "size, it is next to none and not asked",
+        shown=settled.furthest if settled else None,
     )  # fmt: skip
     yield from _gain_sentence(chosen, further)
 

@@ -74,7 +74,9 @@ def test_a_curve_of_two_descents_depends_and_one_that_keeps_rising_holds(analyse
 
     answers = analysed(capacity.PART, made_up("features", double, lambda ratio: 1.2 - min(ratio, 1)))
     assert answers.statuses == {"N38": Status.DEPENDS, "peak": Status.HOLDS, "ridge": Status.HOLDS}
-    assert len(answers.sentences) == 1
+    (text,) = answers.sentences  # of squared errors, which the figure shows
+    error = answers.tables["capacity"].query("curve == 'new data'").set_index("ratio")["value"]
+    assert f"squared error on new digits, to {error[:0.9].min():.2g}, then raise it to {error[1.0]:.3g}" in text
 
     def single(ratio: float) -> float:
         return 0.3 * max(ratio / 0.3, 0.3 / ratio)
@@ -82,6 +84,48 @@ def test_a_curve_of_two_descents_depends_and_one_that_keeps_rising_holds(analyse
     answers = analysed(capacity.PART, made_up("features", single, lambda ratio: 1 / ratio))
     assert answers.statuses == {"N38": Status.HOLDS, "peak": Status.FAILS, "ridge": Status.INCONCLUSIVE}
     assert not answers.sentences
+
+
+def networks(gain: float) -> Iterator[Rows]:
+    """Networks whose error is largest at a ratio of 2 or 4 by seed; at 0.75 the lowest rate is best, by this much."""
+    for seed, ratio, lr in ((s, r, lr) for s in range(-2, 10) for r in capacity.RATIOS[1:] for lr in capacity.RATES):
+        best = capacity.RATES[0] if ratio == 0.75 else capacity.RATES[1]
+        if seed >= 0 and lr != best:
+            continue
+        jitter = math.exp(0.01 * math.sin(seed + 10 * ratio))
+        peak = 2.0 if seed % 2 else 4.0
+        case = Case.of({"part": "capacity", "kind": "network", "n": 60, "ratio": ratio, "lr": lr, "seed": seed})
+        yield case.rows("train", (0.1 / ratio + gain * (lr != best)) * jitter)
+        for metric in ("test", "variance", "wrong"):
+            yield case.rows(metric, (1 + 0.5 * (ratio == peak)) * jitter)
+
+
+@pytest.mark.parametrize("gain", [0.01, 0.2])
+def test_where_networks_err_most_is_told_by_the_ratios_that_were_run(gain: float, analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    answers = analysed(capacity.PART, networks(gain))
+    assert answers.verdicts["peak"].why == "the error is largest at 2 in 5, 4 in 5 of 10 seeds (trained networks)"
+    ends = answers.tables["capacity"].query("curve == 'new data'").set_index("ratio")[["at_edge", "open_ended"]]
+    assert list(ends.index[ends["at_edge"]]) == [0.75]
+    assert ends["open_ended"].any() == (gain > errors.ENDED)
+    told = "may be better beyond it" if gain > errors.ENDED else "gains next to nothing"
+    assert "at the end of the grid at 0.75" in answers.verdicts["N38"].why
+    assert told in answers.verdicts["N38"].why
+    assert answers.statuses["peak"] is (Status.INCONCLUSIVE if gain > errors.ENDED else Status.FAILS)
+    assert any("largest with 2 to 4 times as many" in text for text in answers.sentences) == (gain < errors.ENDED)
+
+
+def test_theory_is_drawn_over_the_errors_and_networks_on_a_linear_scale(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    def law(ratio: float) -> float:
+        return min(errors.law(60, ratio)["new data"], 1e4)
+
+    rows = [*made_up("linear", law, lambda ratio: 1 / ratio), *networks(0.01)]
+    tables = analysed(capacity.PART, rows).tables
+    (figure,) = capacity.draw_capacity(tables)
+    linear, trained = figure.canvas.axes
+    assert (linear.get_yscale(), trained.get_yscale()) == ("log", "linear")
+    dashed = [line for line in linear.lines if line.get_label() == "theory"]
+    assert len(dashed) == 2
+    assert min(line.get_zorder() for line in dashed) > max(line.get_zorder() for line in set(linear.lines) - {*dashed})
 
 
 def test_the_linear_model_is_held_against_theory(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture

@@ -54,18 +54,24 @@ def test_sgd_at_the_rising_rate_computes_what_it_does_with_decay() -> None:
     assert replicas.train(stack, x, y, replicas.SGD(lr), loop).loss[-1] != pytest.approx(decayed.loss[-1], rel=1e-3)
 
 
-def made_up(turn: float, matched: float) -> Iterator[Rows]:
-    """Angles and ends of two optimizers over six seeds."""
-    for name, kind in (("SGD", equilibrium.KINDS["SGD"]), ("AdamW", equilibrium.KINDS["AdamW"])):
+def made_up(
+    turn: float, matched: float, *, names: tuple[str, ...] = ("SGD", "AdamW"), outward: float = 0.0, error: float = 0.0
+) -> Iterator[Rows]:
+    """Angles and ends of some optimizers over six seeds; `matched` is AdamW's and SGD's alone.
+
+    Errors are as losses, or `error` times those with decay.
+    """
+    for name, kind in ((name, equilibrium.KINDS[name]) for name in names):
         law = theory.equilibrium_angle(kind.lr, 0.01 / kind.lr, momentum=kind.momentum, optimizer=kind.rule)
         for arm, seed in ((arm, seed) for arm in equilibrium.ARMS for seed in range(6)):
             case = Case.of({"part": "equilibrium", "optimizer": name, "product": 0.01, "arm": arm, "seed": seed})
-            ratio = {"decay": 1.0, "matched": matched, "constant": 0.5}[arm] * (1 + 1e-3 * seed * (arm != "decay"))
-            for metric in ("train_loss", "test_error"):
-                yield case.rows(metric, 0.3 * ratio)
+            ends = matched if name in {"SGD", "AdamW"} else 1.0
+            ratio = {"decay": 1.0, "matched": ends, "constant": 0.5}[arm] * (1 + 1e-3 * seed * (arm != "decay"))
+            yield case.rows("train_loss", 0.3 * ratio)
+            yield case.rows("test_error", 0.3 * (ratio if not error or arm == "decay" else error * (1 + 1e-3 * seed)))
             for layer in (1, 2):
                 yield case.rows("square", (turn * law * (1 + 1e-3 * seed)) ** 2, layer_index=layer)
-                yield case.rows("outward", 0.0, layer_index=layer)
+                yield case.rows("outward", 0.01 * outward, layer_index=layer)
 
 
 def test_angles_and_ends_are_held_against_theory_and_decay(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
@@ -75,3 +81,21 @@ def test_angles_and_ends_are_held_against_theory_and_decay(analysed) -> None:  #
     wrong = analysed(equilibrium.PART, made_up(0.7, 1.3))
     assert wrong.statuses == {"equilibrium": Status.FAILS, "rate_matched": Status.FAILS}
     assert not wrong.sentences
+
+
+def test_what_steps_lengthen_the_weight_by_is_told_where_there_is_no_momentum(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    names = ("AdamW", "AdamW, beta1 0")
+    answers = analysed(equilibrium.PART, made_up(0.8, 1.0, names=names, outward=0.36))
+    (text,) = (text for text in answers.sentences if "right angles" in text)
+    assert text.startswith("AdamW, beta1 0, at lr x lambda 0.01, turns the weights of layer 1 by 0.80")
+    assert "sqrt(1 - 0.36) = 0.80" in text
+    assert set(answers.tables["angles"].groupby("optimizer")["left"].mean().round(6)) == {1.0, 0.8}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(1.0, "the test error is the same, but the training loss is 0.70"), (0.0, "0.999 the training")]
+)
+def test_a_rising_rate_is_said_to_miss_what_it_misses(error: float, told: str, analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    names = ("AdamW", "AdamW, beta2 0.95")
+    answers = analysed(equilibrium.PART, made_up(1.0, 0.7, names=names, error=error))
+    assert any("beta2 0.95" in text and told in text for text in answers.sentences)
