@@ -39,13 +39,45 @@ def agrees(comparison: Comparison) -> bool | None:
 
 
 def above(comparison: Comparison) -> bool | None:
-    """Above the reference by more than the margin; inside it and below are both not."""
-    return True if comparison.above else False if comparison.inside or comparison.below else None
+    """Above the reference by more than the margin; it is not where the whole interval stays under that."""
+    return True if comparison.above else False if comparison.inside or _under(comparison) else None
 
 
 def below(comparison: Comparison) -> bool | None:
-    """Below the reference by more than the margin; inside it and above are both not."""
-    return True if comparison.below else False if comparison.inside or comparison.above else None
+    """Below the reference by more than the margin; it is not where the whole interval stays over that."""
+    return True if comparison.below else False if comparison.inside or _over(comparison) else None
+
+
+def _under(comparison: Comparison) -> bool:
+    """Whether the whole interval lies below the margin's upper end."""
+    return comparison.below or (_bounded(comparison) and comparison.effect.high < _end(comparison, 1))
+
+
+def _over(comparison: Comparison) -> bool:
+    """Whether the whole interval lies above the margin's lower end."""
+    return comparison.above or (_bounded(comparison) and comparison.effect.low > _end(comparison, -1))
+
+
+def _bounded(comparison: Comparison) -> bool:
+    """Whether there is a margin, and nothing but the interval keeps the comparison open."""
+    return comparison.margin is not None and not math.isnan(comparison.p_equivalent)
+
+
+def _end(comparison: Comparison, side: int) -> float:
+    assert comparison.margin is not None
+    if comparison.log:
+        return float(comparison.reference * comparison.margin**side)
+    return comparison.reference + side * comparison.margin
+
+
+def not_above(comparison: Comparison) -> bool | None:
+    """At most the margin above the reference, with the whole interval; however far below does not matter."""
+    return None if (answer := above(comparison)) is None else not answer
+
+
+def not_below(comparison: Comparison) -> bool | None:
+    """At most the margin below the reference, with the whole interval; however far above does not matter."""
+    return None if (answer := below(comparison)) is None else not answer
 
 
 def side(comparison: Comparison) -> int | None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from depthgauge import data, drawing, models, replicas, stats, training
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, agrees
+from depthgauge.questions import Question, above, agrees, not_below
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.regularization import images
 from depthgauge.study import Case, Context, Grid, Rows, Value
@@ -200,7 +200,7 @@ def _compared(tuned: pd.DataFrame) -> Iterator[Answer]:
         noise = question("batch_noise", [(SMALL, name) for name in explicit])
         yield noise.table()
         words = {True: "as good:", False: "worse:", None: "undecided:"}
-        yield noise.verdict(BATCH, as_good, unit="of accuracy", why=noise.listed(as_good, words, 5), method=method)
+        yield noise.verdict(BATCH, not_below, unit="of accuracy", why=noise.listed(not_below, words, 5), method=method)
         best = max(lines, key=lambda line: line["value"])
         told = {line["variant"]: line for line in lines}
         yield Sentence(
@@ -209,11 +209,6 @@ def _compared(tuned: pd.DataFrame) -> Iterator[Answer]:
             "training images at most, a ReLU network of two hidden layers).",
             figure="regularized", claims=(AUGMENTED.id, BATCH.id),
         )  # fmt: skip
-
-
-def as_good(comparison: stats.Comparison) -> bool | None:
-    """Not below by more than the margin."""
-    return False if comparison.below else True if comparison.inside or comparison.above else None
 
 
 @drawing.figure(

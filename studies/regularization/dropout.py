@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from depthgauge import data, drawing, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, below, spelled
+from depthgauge.questions import Question, above, below, not_above, not_below, spelled
 from depthgauge.seeding import Purpose, generator
 from depthgauge.stats import Comparison
 from depthgauge.studies.regularization import masked, searches
@@ -113,7 +113,7 @@ def _points(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[dict[str, Any
 
 
 BETTER, EASIER, CONVOLVED = "best of all trials", f"loss with {FEW} trials", "gain over none"
-READINGS = {BETTER: above, EASIER: below}
+READINGS = {BETTER: above, EASIER: below, CONVOLVED: not_above}
 
 
 def tuned(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[Answer]:
@@ -132,7 +132,7 @@ def tuned(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[Answer]:
         reference="no difference",
     )  # fmt: skip
     yield question.table()
-    answers = {key: READINGS.get(key[0], _not_above)(c) for key, c in question.members.items()}
+    answers = {key: READINGS[key[0]](c) for key, c in question.members.items()}
     told = "; ".join(f"{question.words(key)}: {c.effect.value:+.3f}" for key, c in question.members.items())
     yield question.verdict(
         WELL, answers, unit="difference of test accuracy", why=told,
@@ -166,10 +166,6 @@ def _paired(one: ArrayLike, other: ArrayLike) -> Comparison:
     return stats.paired(one, other, margin=MARGIN, test="t")
 
 
-def _not_above(c: Comparison) -> bool | None:
-    return None if (answer := above(c)) is None else not answer
-
-
 def thinned(best: pd.DataFrame) -> Iterator[Answer]:
     """N46: the best thinned network in validation, and the mean over masks, against scaled weights."""
     yield "predictors", pd.DataFrame([
@@ -190,8 +186,7 @@ def thinned(best: pd.DataFrame) -> Iterator[Answer]:
     question = both.where(predictor="best thinned")
     told = "; ".join(f"{both.words(key)}: {c.effect.value:+.3f}" for key, c in both.members.items())
     yield question.verdict(
-        THINNED, {key: None if below(c) is None else not below(c) for key, c in question.members.items()},
-        unit="difference of test accuracy", why=f"against scaled weights, which PyTorch predicts by: {told}",
+        THINNED, not_below, unit="difference of test accuracy", why=f"against scaled weights, which PyTorch predicts by: {told}",
         method="would it do: holds where the best thinned network in validation, of those drawn, is no more than "
         f"{MARGIN:g} worse in test accuracy than the whole network with its weights scaled; the trial of dropout best "
         "in validation of every seed; paired t by seed",

@@ -13,7 +13,7 @@ from torch import Tensor
 from depthgauge import data, drawing, stats, theory, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, agrees, spelled
+from depthgauge.questions import Question, agrees, not_above, spelled
 from depthgauge.studies.regularization import masked
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Sentence
@@ -173,8 +173,7 @@ def combined(tuned: pd.DataFrame) -> Iterator[Answer]:
     yield price.table()
     told = "; ".join(f"{question.words(key)}: {c.effect.value:+.3f}" for key, c in question.members.items())
     yield question.verdict(
-        COMBINED, {key: None if above(c) is None else not above(c) for key, c in question.members.items()},
-        unit="difference of test accuracy", why=f"against batch normalization alone: {told}",
+        COMBINED, not_above, unit="difference of test accuracy", why=f"against batch normalization alone: {told}",
         method="the second half of the claim alone, whose first half the study stabilizers asks; holds where dropout "
         f"added to batch normalization does not raise test accuracy by more than {MARGIN:g}, at rates of their own, "
         "chosen by other seeds; paired t by seed",
