@@ -55,6 +55,19 @@ def test_a_one_sided_reading_is_decided_by_one_end_of_the_interval(log: bool) ->
     assert above(training.unsettled(low, at_edge=True)) is None  # not its interval keeps it open
 
 
+def test_a_verdict_names_what_a_wider_grid_would_decide() -> None:
+    members = {(name,): stats.against(sample(2.0), 0.0, margin=0.5) for name in "abc"}
+    members["b",] = training.unsettled(members["b",], at_edge=True)
+    members["c",] = training.unsettled(members["c",], at_edge=False, censored=True)
+    question = Question.of("q", ("name",), members, label="{name}")
+    verdict = question.verdict(CLAIM, above, why="so", method="t")
+    assert (verdict.status, verdict.at_edge, verdict.needed) == (Status.INCONCLUSIVE, "b", 0)
+    assert verdict.why.startswith("so; a learning rate at the end of its grid")
+    assert question.verdict(CLAIM, {"all of them": None}, why="so", method="t").at_edge == "b"
+    decided = question.where(name=("a", "c")).verdict(CLAIM, above, why="so", method="t")
+    assert (decided.at_edge, decided.why) == ("", "so")
+
+
 def test_the_figure_of_a_verdict_is_a_row_of_the_table() -> None:
     question = asked(a=0.1, b=-0.3, c=0.2)
     verdict = question.verdict(CLAIM, agrees, why="so", method="t")

@@ -28,6 +28,7 @@ from depthgauge.stats import Comparison, Estimate
 from depthgauge.verdict import Claim, Status, Verdict
 
 _DETERMINISTIC = 1e6  # standard errors: what deviates by more does not scatter, and rounding alone made the error
+_AT_EDGE = "a learning rate at the end of its grid, beyond which a better one may lie, leaves undecided"
 Key = tuple[Any, ...]
 Reading = Callable[[Comparison], bool | None]
 """What a comparison says of a claim: True, False, or None where it decides nothing."""
@@ -298,7 +299,7 @@ class Question:
         status = Status(stats.combine(answers.values()))
         decided = shown is not None and answers.get(shown) is not None
         key = self._telling(answers, status) if shown is None or (status is Status.INCONCLUSIVE and decided) else shown
-        figure = self.members[key]
+        figure, edge = self.members[key], self._at_edge(answers)
         return Verdict(
             claim.id, claim.text, status,
             observed=figure.effect.value, low=figure.effect.low, high=figure.effect.high, predicted=figure.reference,
@@ -306,7 +307,8 @@ class Question:
             condition=self.words(key) if len(self) > 1 else "",
             answer=str(figure.answer), reference=self.reference, margin=figure.margin, log=figure.log,
             says=says or self._says(answers), needed=self._needed(answers) if status is Status.INCONCLUSIVE else 0,
-            why=why, method=f"{method}: {figure.effect.method}",
+            why=why + (f"; {_AT_EDGE} {edge}" if edge else ""), at_edge=edge,
+            method=f"{method}: {figure.effect.method}",
         )  # fmt: skip
 
     def _keyed(self, answers: Mapping[Any, bool | None]) -> dict[Any, bool | None]:
@@ -327,6 +329,15 @@ class Question:
             return explained(self.by, answers, self.words)
         keys = {key if isinstance(key, tuple) else (key,): answer for key, answer in answers.items()}
         return explained(self.by if all(len(key) == len(self.by) for key in keys) else (), keys)
+
+    def _at_edge(self, answers: Mapping[Any, bool | None]) -> str:
+        """The undecided conditions of which a tuned setting lies at the end of its grid; of groups, their members."""
+        if None not in answers.values():
+            return ""
+        own = answers.keys() & self.members.keys()
+        open_ones = [key for key in self.members if not own or answers.get(key, True) is None]
+        told = [self.words(key) for key in open_ones if self.members[key].at_edge]
+        return f"all {len(told)} conditions" if 2 < len(told) == len(self) else enumerated(told)
 
     def _needed(self, answers: Mapping[Any, bool | None]) -> int:
         """As many repetitions as would decide each condition that is undecided; 0 where one of them cannot tell."""
