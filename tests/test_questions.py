@@ -55,6 +55,13 @@ def test_a_one_sided_reading_is_decided_by_one_end_of_the_interval(log: bool) ->
     assert above(training.unsettled(low, at_edge=True)) is None  # not its interval keeps it open
 
 
+@pytest.mark.parametrize(("at", "says"), [(0.0, "the predicted one: a"), (2.0, "not the predicted one: a")])
+def test_one_figure_alone_is_not_counted(at: float, says: str) -> None:
+    question = Question.of("q", ("name",), {("a",): stats.against(sample(at), 0.0, margin=0.5)}, label="{name}")
+    verdict = question.prediction(CLAIM, "gaps", within="half", unit="")
+    assert (verdict.why, verdict.says) == (f"{says}, within half", "false" if at else "true")
+
+
 def test_a_verdict_names_what_a_wider_grid_would_decide() -> None:
     members = {(name,): stats.against(sample(2.0), 0.0, margin=0.5) for name in "abc"}
     members["b",] = training.unsettled(members["b",], at_edge=True)

@@ -356,12 +356,15 @@ class Question:
             unit: of the figures.
         """
         answers = self.read(agrees)
-        others = listed(answers, {False: "beyond it:", None: "undecided:"})
-        far = self.furthest if math.isfinite(self.members[self.furthest].deviation) else None
+        if len(self) == 1:
+            words = {True: "the predicted one:", False: "not the predicted one:", None: "undecided:"}
+            why = f"{listed(answers, words)}, within {within}"
+        else:
+            others = listed(answers, {False: "beyond it:", None: "undecided:"}, lead="; ")
+            far = math.isfinite(self.members[self.furthest].deviation)
+            why = f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
+            why += others + (f"; the furthest from its prediction is {self.words(self.furthest)}" if far else "")
         return self.verdict(
-            claim, agrees, unit=unit, says=tallied(answers, what),
-            why=f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
-            + (f"; {others}" if others else "")
-            + ("" if far is None else f"; the furthest from its prediction is {self.words(far)}"),
+            claim, agrees, unit=unit, says=tallied(answers, what), why=why,
             method=f"equivalence with theory, margin {within}, over {self.counted}",
         )  # fmt: skip

@@ -157,7 +157,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             exact[what, p] = stats.against(_values(own, metric), aim, margin=margin, test="t")
     for key, cases in groups(params[params["depth"] > 0].astype({"width": int, "depth": int}), list(KEYS)):
         own = rows[rows["case"].isin(cases.index)]
-        left[key] = stats.against(penalty.missed(_values(own, "left"), _values(own, "length")), 0.0, margin=SHARE, test="t")
+        left[key] = stats.against(
+            penalty.missed(_values(own, "left"), _values(own, "length")), 0.0, margin=SHARE, test="t"
+        )
         further[key] = {"length": float(np.sqrt(np.median(_values(own, "length"))))}
     if exact:
         linear = Question.of("adaptive_linear", ("what", "p"), exact, label="{what} at p = {p:g}")
@@ -193,7 +195,8 @@ def _said_of_linear(linear: Question) -> Iterator[Answer]:
 
 def _said_of_deep(deep: Question) -> Iterator[Answer]:
     yield deep.verdict(
-        DEEP, agrees, shown=max(deep.members, key=lambda key: deep.members[key].effect.low), unit="squared error of the penalty's gradient over the squared gradient added",
+        DEEP, agrees, shown=max(deep.members, key=lambda key: deep.members[key].effect.low),
+        unit="squared error of the penalty's gradient over the squared gradient added",
         why=deep.listed(agrees, {True: "as predicted:", False: "not as predicted:", None: "undecided:"}, 12),
         method="mean gradient over masks of every example minus the gradient without dropout, against that of the "
         "second-order penalty; the squared distance over the squared length added, each the product of two independent "
@@ -241,8 +244,9 @@ def draw_deep(adaptive_deep: pd.DataFrame) -> Any:
     axes = {"xlabel": "share p dropped", "xscale": "log", "yscale": "log", "ylabel": "error over added"}
     network = adaptive_deep["activation"] + " " + adaptive_deep["state"]
     figures = [name for name in adaptive_deep if name == "value" or str(name).startswith(("low_", "high_"))]
-    shown = adaptive_deep.assign(**adaptive_deep[figures].clip(lower=FLOOR))
-    shown = shown.assign(network=network + ", width " + adaptive_deep["width"].astype(str))
+    shown = adaptive_deep.assign(
+        **adaptive_deep[figures].clip(lower=FLOOR), network=network + ", width " + adaptive_deep["width"].astype(str)
+    )
     shown = shown.rename(columns={"depth": "hidden layers"})
     return drawing.panels(
         shown, "network", drawing.estimates, at="p", by="hidden layers", joined=True, most=8, axes=axes

@@ -162,7 +162,7 @@ def _added(ratios: pd.DataFrame) -> Iterator[Answer]:
         network, size = max(others, key=lambda key: abs(found[key] - 1))
         yield Sentence(
             f"Noise on the inputs of a linear network adds what Tikhonov's penalty predicts; in a {network} network "
-            f"noise of {size:g} times the pixels' scatter adds {found[network, size]:.2f} of what the penalty predicts.",
+            f"noise of {size:g} times the pixels' scatter adds {found[network, size]:.2f} of what it predicts.",
             figure="input_noise", claims=(TIKHONOV.id,),
         )  # fmt: skip
 
@@ -173,7 +173,8 @@ def _compared(tuned: pd.DataFrame) -> Iterator[Answer]:
     for name, own in runs.items():
         value = stats.mean(100 * own["test_accuracy"].to_numpy())
         lines.append({
-            "variant": name, "open_ended": bool(training.open_ended(own, POINTS).any()), "n": value.n, "value": value.value, "low_95": value.low, "high_95": value.high,
+            "variant": name, "open_ended": bool(training.open_ended(own, POINTS).any()),
+            "n": value.n, "value": value.value, "low_95": value.low, "high_95": value.high,
             "gap": 100 * (own["train_accuracy"] - own["test_accuracy"]).mean(), "lr": own["lr"].iloc[0],
         })  # fmt: skip
     yield "regularized", pd.DataFrame(lines)

@@ -190,7 +190,8 @@ def thinned(best: pd.DataFrame) -> Iterator[Answer]:
     question = both.where(predictor="best thinned")
     told = "; ".join(f"{both.words(key)}: {c.effect.value:+.3f}" for key, c in both.members.items())
     yield question.verdict(
-        THINNED, not_below, unit="difference of test accuracy", why=f"against scaled weights, which PyTorch predicts by: {told}",
+        THINNED, not_below, unit="difference of test accuracy",
+        why=f"against scaled weights, which PyTorch predicts by: {told}",
         method="would it do: holds where the best thinned network in validation, of those drawn, is no more than "
         f"{MARGIN:g} worse in test accuracy than the whole network with its weights scaled; the trial of dropout best "
         "in validation of every seed; paired t by seed",

@@ -180,7 +180,7 @@ def combined(tuned: pd.DataFrame) -> Iterator[Answer]:
     shown = f"; whether by more than {100 * MARGIN:g} point is open" if above(most) is None else ""
     yield Sentence(
         "Recomputing batch normalization's statistics without dropout changes test accuracy by "
-        f"{points.spanned(most.effect)} at most ({price.words(key)}){shown}.", figure="norm_dropout", claims=(SHIFTED.id,),
+        f"{points.spanned(most.effect)} at most ({price.words(key)}){shown}.", "norm_dropout", (SHIFTED.id,),
     )  # fmt: skip
 
 
@@ -242,8 +242,8 @@ def draw_shares(variance_shares: pd.DataFrame) -> Any:
 
 @drawing.figure(
     "norm_dropout", "Batch normalization and dropout, alone and together",
-    lambda norm_dropout: f"Test accuracy; mean of {norm_dropout['n'].min()} seeds, intervals of 95 %; statistics of the "
-    "normalization as trained, and recomputed without dropout.",
+    lambda norm_dropout: f"Test accuracy; mean of {norm_dropout['n'].min()} seeds, intervals of 95 %; statistics of "
+    "the normalization as trained, and recomputed without dropout.",
 )  # fmt: skip
 def draw_accuracies(norm_dropout: pd.DataFrame) -> Any:
     """Test accuracy, a row a network, a colour the statistics."""
