@@ -236,21 +236,17 @@ def draw_linear(adaptive_linear: pd.DataFrame) -> Any:
 @drawing.figure(
     "adaptive_deep", "How far dropout's second-order penalty is off its gradient",
     lambda adaptive_deep: "Squared error of the penalty's gradient over the squared gradient that dropout adds; sums "
-    f"over {adaptive_deep['n'].min()} networks, jackknife intervals of 95 % at once, cut at {FLOOR:g}. At 1 it is as "
-    "far off as no penalty.",
+    f"over {adaptive_deep['n'].min()} networks, jackknife intervals of 95 % at once, cut at {FLOOR:g}; 1: as far off as "
+    "no penalty is; layers: hidden ones.",
 )  # fmt: skip
 def draw_deep(adaptive_deep: pd.DataFrame) -> Any:
     """Error over what is added by rate, a panel an activation, state and width, a colour a depth."""
     axes = {"xlabel": "share p dropped", "xscale": "log", "yscale": "log", "ylabel": "error over added"}
-    network = adaptive_deep["activation"] + " " + adaptive_deep["state"]
+    network = adaptive_deep["activation"] + " " + adaptive_deep["state"] + ", width "
     figures = [name for name in adaptive_deep if name == "value" or str(name).startswith(("low_", "high_"))]
-    shown = adaptive_deep.assign(
-        **adaptive_deep[figures].clip(lower=FLOOR), network=network + ", width " + adaptive_deep["width"].astype(str)
-    )
-    shown = shown.rename(columns={"depth": "hidden layers"})
-    return drawing.panels(
-        shown, "network", drawing.estimates, at="p", by="hidden layers", joined=True, most=8, axes=axes
-    )  # fmt: skip
+    shown = adaptive_deep.assign(network=network + adaptive_deep["width"].astype(str))
+    shown = shown.assign(**shown[figures].clip(lower=FLOOR)).rename(columns={"depth": "layers"})
+    return drawing.panels(shown, "network", drawing.estimates, at="p", by="layers", joined=True, most=8, axes=axes)
 
 
 METHOD = f"""**Dropout as a penalty.** Linear regression: {INPUTS} pixels of {EXAMPLES} digits, target 1 above 4 and -1
