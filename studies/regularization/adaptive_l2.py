@@ -236,8 +236,8 @@ def draw_linear(adaptive_linear: pd.DataFrame) -> Any:
 @drawing.figure(
     "adaptive_deep", "How far dropout's second-order penalty is off its gradient",
     lambda adaptive_deep: "Squared error of the penalty's gradient over the squared gradient that dropout adds; sums "
-    f"over {adaptive_deep['n'].min()} networks, jackknife intervals of 95 % at once, cut at {FLOOR:g}; 1: as far off as "
-    "no penalty is; layers: hidden ones.",
+    f"over {adaptive_deep['n'].min()} networks, jackknife intervals of 95 % at once, cut at {FLOOR:g}; 1: as far off "
+    "as no penalty is; layers: hidden ones.",
 )  # fmt: skip
 def draw_deep(adaptive_deep: pd.DataFrame) -> Any:
     """Error over what is added by rate, a panel an activation, state and width, a colour a depth."""
