@@ -31,7 +31,8 @@ def _sentence(answer: object) -> Sentence:
 def plain_verdict(verdict: Verdict) -> Verdict:
     """Return the verdict in plain types, without an analysis's NumPy scalars."""
     numbers = ("observed", "low", "high", "predicted", "margin")
-    texts = ("id", "claim", "unit", "counted", "table", "condition", "answer", "reference", "says", "method", "why")
+    texts = ("id", "claim", "unit", "counted", "table", "condition", "answer", "reference", "says", "method", "why",
+             "at_edge")  # fmt: skip
     plainly: dict[str, Any] = {name: _float(getattr(verdict, name)) for name in numbers}
     plainly |= {name: str(getattr(verdict, name)) for name in texts}
     plainly |= {"n": int(verdict.n), "needed": int(verdict.needed), "log": bool(verdict.log)}

@@ -101,6 +101,8 @@ def settle(verdict: Verdict, study: Study | None, asked: Asked) -> Settling:
     assert study is not None
     if verdict.status is Status.NOT_MEASURED or not verdict.n:
         return _measuring(verdict, study, asked)
+    if verdict.at_edge:
+        return _widening(verdict, study, asked)
     if verdict.counted in _TIMED:
         return _timing(verdict, study, asked)
     if verdict.counted in _GIVEN or not _seeds(study, asked.preset, verdict, asked.seeds):
@@ -159,6 +161,22 @@ def _measuring(verdict: Verdict, study: Study, asked: Asked) -> Settling:
                 preset,
             )
     return Settling("No larger preset of the study asks for more: it stays open here.")
+
+
+def _widening(verdict: Verdict, study: Study, asked: Asked) -> Settling:
+    """For a claim that a learning rate at the end of its grid leaves open."""
+    text = f"It takes a wider grid of learning rates, not more seeds: a rate lies at its end for {verdict.at_edge}"
+    here = _rates(study, asked.preset, verdict.id)
+    for preset in _larger(study, asked.preset):
+        more = _rates(study, preset, verdict.id)
+        if here and more and (min(more) < min(here) or max(more) > max(here)):
+            return _proposed(f"{text}. The preset {preset} has {min(more):g} to {max(more):g}", study, asked, preset)
+    return Settling(f"{text}.")
+
+
+def _rates(study: Study, preset: str, claim: str) -> list[float]:
+    grids = _grids(study, preset, claim)
+    return [float(rate) for grid in grids for rate in grid.varied.get("lr", ()) if isinstance(rate, int | float)]
 
 
 def _timing(verdict: Verdict, study: Study, asked: Asked) -> Settling:

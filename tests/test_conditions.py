@@ -82,6 +82,7 @@ def test_more_than_three_are_counted() -> None:
     [
         ({}, ""),
         ({"a": True, "b": True}, "true for both rates"),
+        ({"a": True}, "true"),
         ({"a": None, "b": True, "c": None}, "undecided for 2 of 3 rates; true for b"),
         ({"a": False, "b": False, "c": True, "d": None}, "false for 2 of 4 rates; true for c; undecided for d"),
         ({name: name < "e" for name in "abcdefgh"}, "true for 4 of 8 rates; false for 4"),

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from depthgauge import questions, stats
-from depthgauge.questions import Question, above, agrees, below, side
+from depthgauge import questions, stats, training
+from depthgauge.questions import Question, above, agrees, below, not_above, not_below, side
 from depthgauge.verdict import Claim, Status
 
 CLAIM = Claim("study/claim", "it is so")
@@ -37,11 +37,42 @@ def test_readings_are_the_four_answers() -> None:
     }  # fmt: skip
     assert list(question.read(side).values()) == [1, 0, 0, None, -1]
     assert list(question.read(above).values()) == [True, False, False, None, False]
-    assert list(question.read(below).values()) == [False, False, False, None, True]
+    assert list(question.read(below).values()) == [False, False, False, False, True]  # edge is over the lower end
     _, table = question.table()
     assert list(table["answer"]) == [
         "beyond the margin", "equivalent", "different, inside the margin", "inconclusive", "beyond the margin",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_one_sided_reading_is_decided_by_one_end_of_the_interval(log: bool) -> None:
+    """Undecided on the side that does not matter: [-1.3, -0.1] is no more than 0.5 above 0, and may be 0.5 below."""
+    values = sample(-0.7, spread=0.75)
+    low = stats.against(np.exp(values) if log else values, float(log), margin=np.exp(0.5) if log else 0.5, log=log)
+    high = stats.against(1 / np.exp(values) if log else -values, float(log), margin=low.margin, log=log)
+    assert (agrees(low), above(low), not_above(low), below(low), not_below(low)) == (None, False, True, None, None)
+    assert (below(high), not_below(high), not_above(high)) == (False, True, None)
+    assert above(training.unsettled(low, at_edge=True)) is None  # not its interval keeps it open
+
+
+@pytest.mark.parametrize(("at", "says"), [(0.0, "the predicted one: a"), (2.0, "not the predicted one: a")])
+def test_one_figure_alone_is_not_counted(at: float, says: str) -> None:
+    question = Question.of("q", ("name",), {("a",): stats.against(sample(at), 0.0, margin=0.5)}, label="{name}")
+    verdict = question.prediction(CLAIM, "gaps", within="half", unit="")
+    assert (verdict.why, verdict.says) == (f"{says}, within half", "false" if at else "true")
+
+
+def test_a_verdict_names_what_a_wider_grid_would_decide() -> None:
+    members = {(name,): stats.against(sample(2.0), 0.0, margin=0.5) for name in "abc"}
+    members["b",] = training.unsettled(members["b",], at_edge=True)
+    members["c",] = training.unsettled(members["c",], at_edge=False, censored=True)
+    question = Question.of("q", ("name",), members, label="{name}")
+    verdict = question.verdict(CLAIM, above, why="so", method="t")
+    assert (verdict.status, verdict.at_edge, verdict.needed) == (Status.INCONCLUSIVE, "b", 0)
+    assert verdict.why.startswith("so; a learning rate at the end of its grid")
+    assert question.verdict(CLAIM, {"all of them": None}, why="so", method="t").at_edge == "b"
+    decided = question.where(name=("a", "c")).verdict(CLAIM, above, why="so", method="t")
+    assert (decided.at_edge, decided.why) == ("", "so")
 
 
 def test_the_figure_of_a_verdict_is_a_row_of_the_table() -> None:

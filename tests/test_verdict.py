@@ -41,6 +41,7 @@ def test_a_verdict_needs_no_figures_and_holds_what_the_report_prints():
     assert {field.name for field in dataclasses.fields(Verdict)} == {
         "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "counted", "table", "condition",
         "answer", "method", "why", "says", "reference", "margin", "log", "needed",
+        "at_edge",
     }  # fmt: skip
 
 

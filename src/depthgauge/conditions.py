@@ -66,7 +66,7 @@ def tallied(answers: Mapping[str, bool | None], what: str) -> str:
         return ""
     (word, names), *others = said
     if not others:
-        return f"{word} for {_every(len(names))} {what}"
+        return f"{word} for {_every(len(names))} {what}" if len(names) > 1 else word
     return "; ".join(
         (
             f"{word} for {len(names)} of {len(answers)} {what}",

@@ -28,6 +28,7 @@ from depthgauge.stats import Comparison, Estimate
 from depthgauge.verdict import Claim, Status, Verdict
 
 _DETERMINISTIC = 1e6  # standard errors: what deviates by more does not scatter, and rounding alone made the error
+_AT_EDGE = "a learning rate at the end of its grid, beyond which a better one may lie, leaves undecided"
 Key = tuple[Any, ...]
 Reading = Callable[[Comparison], bool | None]
 """What a comparison says of a claim: True, False, or None where it decides nothing."""
@@ -39,13 +40,45 @@ def agrees(comparison: Comparison) -> bool | None:
 
 
 def above(comparison: Comparison) -> bool | None:
-    """Above the reference by more than the margin; inside it and below are both not."""
-    return True if comparison.above else False if comparison.inside or comparison.below else None
+    """Above the reference by more than the margin; it is not where the whole interval stays under that."""
+    return True if comparison.above else False if comparison.inside or _under(comparison) else None
 
 
 def below(comparison: Comparison) -> bool | None:
-    """Below the reference by more than the margin; inside it and above are both not."""
-    return True if comparison.below else False if comparison.inside or comparison.above else None
+    """Below the reference by more than the margin; it is not where the whole interval stays over that."""
+    return True if comparison.below else False if comparison.inside or _over(comparison) else None
+
+
+def _under(comparison: Comparison) -> bool:
+    """Whether the whole interval lies below the margin's upper end."""
+    return comparison.below or (_bounded(comparison) and comparison.effect.high < _end(comparison, 1))
+
+
+def _over(comparison: Comparison) -> bool:
+    """Whether the whole interval lies above the margin's lower end."""
+    return comparison.above or (_bounded(comparison) and comparison.effect.low > _end(comparison, -1))
+
+
+def _bounded(comparison: Comparison) -> bool:
+    """Whether there is a margin, and nothing but the interval keeps the comparison open."""
+    return comparison.margin is not None and not math.isnan(comparison.p_equivalent)
+
+
+def _end(comparison: Comparison, side: int) -> float:
+    assert comparison.margin is not None
+    if comparison.log:
+        return float(comparison.reference * comparison.margin**side)
+    return comparison.reference + side * comparison.margin
+
+
+def not_above(comparison: Comparison) -> bool | None:
+    """At most the margin above the reference, with the whole interval; however far below does not matter."""
+    return None if (answer := above(comparison)) is None else not answer
+
+
+def not_below(comparison: Comparison) -> bool | None:
+    """At most the margin below the reference, with the whole interval; however far above does not matter."""
+    return None if (answer := below(comparison)) is None else not answer
 
 
 def side(comparison: Comparison) -> int | None:
@@ -266,7 +299,7 @@ class Question:
         status = Status(stats.combine(answers.values()))
         decided = shown is not None and answers.get(shown) is not None
         key = self._telling(answers, status) if shown is None or (status is Status.INCONCLUSIVE and decided) else shown
-        figure = self.members[key]
+        figure, edge = self.members[key], self._at_edge(answers)
         return Verdict(
             claim.id, claim.text, status,
             observed=figure.effect.value, low=figure.effect.low, high=figure.effect.high, predicted=figure.reference,
@@ -274,7 +307,8 @@ class Question:
             condition=self.words(key) if len(self) > 1 else "",
             answer=str(figure.answer), reference=self.reference, margin=figure.margin, log=figure.log,
             says=says or self._says(answers), needed=self._needed(answers) if status is Status.INCONCLUSIVE else 0,
-            why=why, method=f"{method}: {figure.effect.method}",
+            why=why + (f"; {_AT_EDGE} {edge}" if edge else ""), at_edge=edge,
+            method=f"{method}: {figure.effect.method}",
         )  # fmt: skip
 
     def _keyed(self, answers: Mapping[Any, bool | None]) -> dict[Any, bool | None]:
@@ -296,6 +330,15 @@ class Question:
         keys = {key if isinstance(key, tuple) else (key,): answer for key, answer in answers.items()}
         return explained(self.by if all(len(key) == len(self.by) for key in keys) else (), keys)
 
+    def _at_edge(self, answers: Mapping[Any, bool | None]) -> str:
+        """The undecided conditions of which a tuned setting lies at the end of its grid; of groups, their members."""
+        if None not in answers.values():
+            return ""
+        own = answers.keys() & self.members.keys()
+        open_ones = [key for key in self.members if not own or answers.get(key, True) is None]
+        told = [self.words(key) for key in open_ones if self.members[key].at_edge]
+        return f"all {len(told)} conditions" if 2 < len(told) == len(self) else enumerated(told)
+
     def _needed(self, answers: Mapping[Any, bool | None]) -> int:
         """As many repetitions as would decide each condition that is undecided; 0 where one of them cannot tell."""
         if not answers.keys() <= self.members.keys():
@@ -313,12 +356,15 @@ class Question:
             unit: of the figures.
         """
         answers = self.read(agrees)
-        others = listed(answers, {False: "beyond it:", None: "undecided:"})
-        far = self.furthest if math.isfinite(self.members[self.furthest].deviation) else None
+        if len(self) == 1:
+            words = {True: "the predicted one:", False: "not the predicted one:", None: "undecided:"}
+            why = f"{listed(answers, words)}, within {within}"
+        else:
+            others = listed(answers, {False: "beyond it:", None: "undecided:"}, lead="; ")
+            far = math.isfinite(self.members[self.furthest].deviation)
+            why = f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
+            why += others + (f"; the furthest from its prediction is {self.words(self.furthest)}" if far else "")
         return self.verdict(
-            claim, agrees, unit=unit, says=tallied(answers, what),
-            why=f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
-            + (f"; {others}" if others else "")
-            + ("" if far is None else f"; the furthest from its prediction is {self.words(far)}"),
+            claim, agrees, unit=unit, says=tallied(answers, what), why=why,
             method=f"equivalence with theory, margin {within}, over {self.counted}",
         )  # fmt: skip

@@ -337,9 +337,17 @@ def further_rates(
     return second
 
 
-def unsettled(comparison: stats.Comparison, at_edge: object) -> stats.Comparison:
-    """The comparison, concluding nothing where a better rate may lie outside what was tried."""
-    return replace(comparison, p=np.nan, p_equivalent=np.nan, p_beyond=np.nan) if at_edge else comparison
+def unsettled(comparison: stats.Comparison, at_edge: object, *, censored: object = False) -> stats.Comparison:
+    """The comparison, concluding nothing where a better rate may lie outside what was tried.
+
+    Args:
+        comparison: of figures at chosen rates.
+        at_edge: whether it does; a verdict then says that a wider grid would decide, and not more seeds.
+        censored: whether runs that ended before what was to be measured leave it open, too.
+    """
+    if not (at_edge or censored):
+        return comparison
+    return replace(comparison, p=np.nan, p_equivalent=np.nan, p_beyond=np.nan, at_edge=bool(at_edge))
 
 
 def open_ended(chosen: pd.DataFrame, margin: float) -> pd.Series[bool]:

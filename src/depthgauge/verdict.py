@@ -85,6 +85,8 @@ class Verdict:
         log: whether effect, reference and margin are factors.
         says: the status in words that say under which conditions: `true up to sigma_w 1.4, false from 1.5`.
         needed: where undecided, about as many repetitions as would decide it, if the effect stays; 0 if unknown.
+        at_edge: the conditions that no number of repetitions decides, because a learning rate (or another setting that
+            was tuned) lies at the end of its grid; empty where there are none.
         method: how the interval was made and the question decided, in one line.
         why: the reason for the status, in a sentence that a reader of the notes understands.
     """
@@ -107,6 +109,7 @@ class Verdict:
     log: bool = False
     says: str = ""
     needed: int = 0
+    at_edge: str = ""
     method: str = ""
     why: str = ""
 

@@ -81,7 +81,7 @@ def saved(found: Curves) -> Iterator[Answer]:
         key, last, before = (net, name, curve.batch[-2], curve.batch[-1]), curve.at(-1), curve.at(-2)
         more = stats.paired(ratio * last, before, log=True, margin=SAVED, test="t")
         # a run at the largest size that did not arrive takes more than is counted: the more, the less is saved
-        examples[key] = training.unsettled(more, curve.edge[-1] or curve.late[:, -2].any())
+        examples[key] = training.unsettled(more, curve.edge[-1], censored=curve.late[:, -2].any())
         fewer = stats.paired(last, before, log=True, margin=SAVED, test="t")
         steps[key] = curve.settled(fewer, len(curve.batch) - 2, len(curve.batch) - 1)
     by, label = (*KEYS, "smaller", "larger"), "{net} with {optimizer}"

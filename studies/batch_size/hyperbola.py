@@ -63,7 +63,8 @@ class Curve:
 
     def settled(self, comparison: Comparison, *places: int) -> Comparison:
         """The comparison, concluding nothing where runs at these batch sizes are censored, or at an edge."""
-        return training.unsettled(comparison, any(self.edge[place] or self.late[:, place].any() for place in places))
+        edge, late = (any(ends[..., place].any() for place in places) for ends in (self.edge, self.late))
+        return training.unsettled(comparison, edge, censored=late)
 
     def held(self, places: slice) -> Curve:
         """The curve of some of its batch sizes."""

@@ -34,6 +34,7 @@ ALL = "the minimum over all masks"
 PLACES = 12  # that count: the last bits of least squares depend on where in memory it is solved
 WAY = 0.05  # of the way from least squares to the predicted solution
 SHARE = 0.01  # of the squared length of the gradient that dropout adds: 10 % of its length
+FLOOR = SHARE / 10  # lower end of the figure
 KEYS = ("activation", "state", "depth", "width", "p")
 STATES = {"drawn": 0, "trained": 100}  # steps of gradient descent
 INPUTS, EXAMPLES, IMAGES, BATCH = 8, 64, 32, 16
@@ -156,7 +157,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             exact[what, p] = stats.against(_values(own, metric), aim, margin=margin, test="t")
     for key, cases in groups(params[params["depth"] > 0].astype({"width": int, "depth": int}), list(KEYS)):
         own = rows[rows["case"].isin(cases.index)]
-        left[key] = stats.against(_values(own, "left"), 0.0, margin=SHARE, test="t")
+        left[key] = stats.against(
+            penalty.missed(_values(own, "left"), _values(own, "length")), 0.0, margin=SHARE, test="t"
+        )
         further[key] = {"length": float(np.sqrt(np.median(_values(own, "length"))))}
     if exact:
         linear = Question.of("adaptive_linear", ("what", "p"), exact, label="{what} at p = {p:g}")
@@ -192,11 +195,13 @@ def _said_of_linear(linear: Question) -> Iterator[Answer]:
 
 def _said_of_deep(deep: Question) -> Iterator[Answer]:
     yield deep.verdict(
-        DEEP, agrees, unit="share of the squared added gradient",
+        DEEP, agrees, shown=max(deep.members, key=lambda key: deep.members[key].effect.low),
+        unit="squared error of the penalty's gradient over the squared gradient added",
         why=deep.listed(agrees, {True: "as predicted:", False: "not as predicted:", None: "undecided:"}, 12),
         method="mean gradient over masks of every example minus the gradient without dropout, against that of the "
-        "second-order penalty; the squared distance over the squared length, each the product of two independent "
-        f"halves of the masks, so that their noise adds nothing; within {SHARE:g}, 10 % of the length",
+        "second-order penalty; the squared distance over the squared length added, each the product of two independent "
+        "halves of the masks, so that their noise adds nothing, and summed over networks in units of each one's "
+        f"penalty, jackknife; 1 is as far off as no penalty; within {SHARE:g}, 10 % of the length",
     )  # fmt: skip
     depth, width, p = (pick(key[i] for key in deep.members) for i, pick in ((2, max), (3, max), (4, min)))
     asked = {
@@ -206,10 +211,12 @@ def _said_of_deep(deep: Question) -> Iterator[Answer]:
     told = {name: [c.effect.value for c in own] for name, own in asked.items() if all(c.beyond for c in own)}
     if not told:
         return
-    spans = [f"{min(each):.1%} to {max(each):.1%} in {name}" for name, each in told.items()]
+    spans = [f"{min(each):.2f} to {max(each):.2f} in {name}" for name, each in told.items()]
+    worse = sum(c.effect.low > 1 for c in deep.members.values())
     yield Sentence(
-        "Of the squared gradient that dropout adds in deep networks its second-order penalty misses "
-        f"{' and '.join(spans)} networks, as drawn and trained ({depth} hidden layers of {width}, p = {p:g}).",
+        "The squared error of dropout's second-order penalty, over the squared gradient that dropout adds, is "
+        f"{' and '.join(spans)} networks, as drawn and trained ({depth} hidden layers of {width}, p = {p:g}); where it "
+        f"is above 1, as in {worse} of {len(deep)} settings, the penalty is further off than none.",
         figure="adaptive_deep", claims=(DEEP.id,),
     )  # fmt: skip
 
@@ -227,19 +234,19 @@ def draw_linear(adaptive_linear: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "adaptive_deep", "What dropout's second-order penalty misses of its gradient",
-    lambda adaptive_deep: "Share of the squared gradient added by dropout that the penalty misses; mean of "
-    f"{adaptive_deep['n'].min()} networks, intervals of 95 % at once.",
+    "adaptive_deep", "How far dropout's second-order penalty is off its gradient",
+    lambda adaptive_deep: "Squared error of the penalty's gradient over the squared gradient that dropout adds; sums "
+    f"over {adaptive_deep['n'].min()} networks, jackknife intervals of 95 % at once, cut at {FLOOR:g}; 1: as far off "
+    "as no penalty is; layers: hidden ones.",
 )  # fmt: skip
 def draw_deep(adaptive_deep: pd.DataFrame) -> Any:
-    """Share that the penalty misses by rate, a panel an activation, state and width, a colour a depth."""
-    axes = {"xlabel": "share p dropped", "xscale": "log", "yscale": "symlog", "ylabel": "share missed"}
-    network = adaptive_deep["activation"] + " " + adaptive_deep["state"]
-    shown = adaptive_deep.assign(network=network + ", width " + adaptive_deep["width"].astype(str))
-    shown = shown.rename(columns={"depth": "hidden layers"})
-    return drawing.panels(
-        shown, "network", drawing.estimates, at="p", by="hidden layers", joined=True, most=8, axes=axes
-    )  # fmt: skip
+    """Error over what is added by rate, a panel an activation, state and width, a colour a depth."""
+    axes = {"xlabel": "share p dropped", "xscale": "log", "yscale": "log", "ylabel": "error over added"}
+    network = adaptive_deep["activation"] + " " + adaptive_deep["state"] + ", width "
+    figures = [name for name in adaptive_deep if name == "value" or str(name).startswith(("low_", "high_"))]
+    shown = adaptive_deep.assign(network=network + adaptive_deep["width"].astype(str))
+    shown = shown.assign(**shown[figures].clip(lower=FLOOR)).rename(columns={"depth": "layers"})
+    return drawing.panels(shown, "network", drawing.estimates, at="p", by="layers", joined=True, most=8, axes=axes)
 
 
 METHOD = f"""**Dropout as a penalty.** Linear regression: {INPUTS} pixels of {EXAMPLES} digits, target 1 above 4 and -1

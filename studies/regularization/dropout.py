@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from depthgauge import data, drawing, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, below, spelled
+from depthgauge.questions import Question, above, below, not_above, not_below, spelled
 from depthgauge.seeding import Purpose, generator
 from depthgauge.stats import Comparison
-from depthgauge.studies.regularization import masked, searches
+from depthgauge.studies.regularization import masked, points, searches
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Sentence
 
@@ -113,7 +113,7 @@ def _points(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[dict[str, Any
 
 
 BETTER, EASIER, CONVOLVED = "best of all trials", f"loss with {FEW} trials", "gain over none"
-READINGS = {BETTER: above, EASIER: below}
+READINGS = {BETTER: above, EASIER: below, CONVOLVED: not_above}
 
 
 def tuned(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[Answer]:
@@ -132,7 +132,7 @@ def tuned(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[Answer]:
         reference="no difference",
     )  # fmt: skip
     yield question.table()
-    answers = {key: READINGS.get(key[0], _not_above)(c) for key, c in question.members.items()}
+    answers = {key: READINGS[key[0]](c) for key, c in question.members.items()}
     told = "; ".join(f"{question.words(key)}: {c.effect.value:+.3f}" for key, c in question.members.items())
     yield question.verdict(
         WELL, answers, unit="difference of test accuracy", why=told,
@@ -142,32 +142,32 @@ def tuned(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[Answer]:
         f"convolutional networks it gains no more than {MARGIN:g} over neither; who uses it cannot be measured; "
         f"paired t by seed, margin {MARGIN:g}",
     )  # fmt: skip
+    trials = max(curve.shape[1] for curve in curves.values())
     for (what, network, count), c in question.members.items():
-        if what == EASIER and c.beyond:
-            yield Sentence(
-                f"With {FEW} trials in place of all, dropout in a {network} network loses {abs(c.effect.value):.1%} of "
-                f"test accuracy {'more' if c.above else 'less'} than weight decay does ({count} examples).",
-                figure="tuning", claims=(WELL.id,),
-            )  # fmt: skip
-        elif what != EASIER and (c.inside or c.beyond):
-            other = "weight decay" if what == BETTER else "no regularizer"
-            yield Sentence(
-                f"With {count} examples a {network} network with dropout, tuned by as many trials, is "
-                f"{_said(c)} {other}{'' if c.inside else f', by {abs(c.effect.value):.1%}'} of test accuracy.",
-                figure="tuning", claims=(WELL.id,),
-            )  # fmt: skip
+        if text := _said(what, network, c, trials):
+            yield Sentence(f"With {count} examples {text}.", figure="tuning", claims=(WELL.id,))
 
 
-def _said(c: Comparison) -> str:
-    return f"within {MARGIN:.0%} of" if c.inside else "better than with" if c.above else "worse than with"
+def _said(what: str, network: str, c: Comparison, trials: int) -> str:
+    """The sentence on a comparison that is decided, behind the number of examples; empty for one that is open."""
+    by, tried = points.spanned(c.effect), f"{trials} trials each"
+    if what == EASIER:
+        than = f"{'more' if c.above else 'less'} than weight decay by {by}"
+        return f"and {FEW} trials in place of {trials}, dropout in a {network} network loses {than}" if c.beyond else ""
+    other = "weight decay" if what == BETTER else "no regularizer"
+    if c.inside:
+        margin = f"less than {100 * MARGIN:g} point of test accuracy"
+        return f"a {network} network with dropout and one with {other}, {tried}, differ by {margin}"
+    if c.beyond:
+        return f"the test accuracy of a {network} network with dropout differs from that with {other} by {by}, {tried}"
+    if what == CONVOLVED and not_above(c):
+        short = f"does not raise the test accuracy of a {network} network by more than {100 * MARGIN:g} point"
+        return f"dropout {short}: it changes by {by}, {tried}"
+    return ""
 
 
 def _paired(one: ArrayLike, other: ArrayLike) -> Comparison:
     return stats.paired(one, other, margin=MARGIN, test="t")
-
-
-def _not_above(c: Comparison) -> bool | None:
-    return None if (answer := above(c)) is None else not answer
 
 
 def thinned(best: pd.DataFrame) -> Iterator[Answer]:
@@ -190,8 +190,8 @@ def thinned(best: pd.DataFrame) -> Iterator[Answer]:
     question = both.where(predictor="best thinned")
     told = "; ".join(f"{both.words(key)}: {c.effect.value:+.3f}" for key, c in both.members.items())
     yield question.verdict(
-        THINNED, {key: None if below(c) is None else not below(c) for key, c in question.members.items()},
-        unit="difference of test accuracy", why=f"against scaled weights, which PyTorch predicts by: {told}",
+        THINNED, not_below, unit="difference of test accuracy",
+        why=f"against scaled weights, which PyTorch predicts by: {told}",
         method="would it do: holds where the best thinned network in validation, of those drawn, is no more than "
         f"{MARGIN:g} worse in test accuracy than the whole network with its weights scaled; the trial of dropout best "
         "in validation of every seed; paired t by seed",
@@ -199,8 +199,8 @@ def thinned(best: pd.DataFrame) -> Iterator[Answer]:
     (_, count), worst = min(question.members.items(), key=lambda item: item[1].effect.value)
     if worst.below:
         yield Sentence(
-            f"The best thinned network is {-worst.effect.value:.1%} of test accuracy worse than the whole one with "
-            f"scaled weights, by which one predicts after dropout ({count} examples).",
+            f"The best thinned network differs in test accuracy from the whole one with scaled weights, by which one "
+            f"predicts after dropout, by {points.spanned(worst.effect)} ({count} examples).",
             figure="predictors", claims=(THINNED.id,),
         )  # fmt: skip
 

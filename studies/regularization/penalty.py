@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from depthgauge.seeding import Purpose, generator
@@ -89,3 +91,18 @@ class Network:
 
 def _flat(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([each.detach().flatten() for each in gradients])
+
+
+def missed(left: NDArray[np.float64], length: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Jackknife pseudo-values of the squared error over the squared length added, each summed over the networks.
+
+    The lengths are in units of each network's own prediction; so a network to which dropout adds next to nothing, of
+    which any error is a large multiple, does not carry the mean.
+
+    Args:
+        left: (n,) squared error over squared length, by network.
+        length: (n,) squared length added over the predicted one.
+    """
+    errors, n = left * length, len(left)
+    without = (errors.sum() - errors) / (length.sum() - length)
+    return np.asarray(n * errors.sum() / length.sum() - (n - 1) * without)

@@ -13,7 +13,7 @@ import torch
 from depthgauge import drawing, stats, theory
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees
+from depthgauge.questions import Question, agrees, not_below
 from depthgauge.seeding import Purpose, generator
 from depthgauge.stats import laws
 from depthgauge.studies.regularization import linear
@@ -125,11 +125,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         yield from _overrated(reuse.astype({"validation": int, "models": int}))
 
 
-def serves(comparison: stats.Comparison) -> bool | None:
-    """At least the level, up to the margin."""
-    return False if comparison.below else True if comparison.inside or comparison.above else None
-
-
 def _covered(runs: pd.DataFrame) -> Iterator[Answer]:
     covered, biases, further = {}, {}, {}
     for (n, k), own in groups(runs, ["examples", "folds"]):
@@ -149,8 +144,8 @@ def _covered(runs: pd.DataFrame) -> Iterator[Answer]:
     yield bias.table()
     yield bias.prediction(BIAS, "estimates", within=f"{BIASED:.0%}", unit="estimate over the expected error")
     yield question.verdict(
-        K_FOLD, serves, unit="share of data sets that the interval covers",
-        why=question.listed(serves, {True: "covers", False: "falls short of 95 % for", None: "undecided:"}, 4),
+        K_FOLD, not_below, unit="share of data sets that the interval covers",
+        why=question.listed(not_below, {True: "covers", False: "falls short of 95 % for", None: "undecided:"}, 4),
         method=f"least squares with {INPUTS['folds']} normal inputs, whose true errors are known; coverage at least "
         f"{LEVEL - SHORT:.0%} holds, less fails",
     )  # fmt: skip

@@ -180,7 +180,8 @@ def _needed(runs: pd.DataFrame) -> Iterator[Answer]:
     answers = {
         question.words(key): below(c) if key[1] == 0 else above(c) for key, c in question.members.items()
     }  # fmt: skip
-    gained = question.listed(above, {True: "accuracy rises for", False: "no rise for", None: "undecided:"}, 5)
+    smoothed = question.select(lambda smoothing, **_: smoothing > 0)
+    gained = smoothed.listed(above, {True: "accuracy rises for", False: "no rise for", None: "undecided:"}, 5)
     right = question.members["training images right with one-hot targets", 0.0].effect.value
     said = listed(answers, {True: "true for", False: "false for", None: "undecided for"})
     yield question.verdict(
@@ -213,7 +214,7 @@ def _needed(runs: pd.DataFrame) -> Iterator[Answer]:
 
 
 @drawing.figure(
-    "gaps", "With one-hot targets the gap between logits grows without end, with smoothed ones to a predicted value",
+    "gaps", "The gap between logits over the steps, with one-hot and with smoothed targets",
     lambda gaps: f"Mean gap of a linear classifier, {gaps['n'].min()} sets of {softmax.IMAGES} images, 95 % intervals. "
     "Dashed: the gap at which the softmax is the target.",
 )  # fmt: skip

@@ -13,8 +13,8 @@ from torch import Tensor
 from depthgauge import data, drawing, stats, theory, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, agrees, spelled
-from depthgauge.studies.regularization import masked
+from depthgauge.questions import Question, above, agrees, not_above, spelled
+from depthgauge.studies.regularization import masked, points
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Sentence
 
@@ -76,7 +76,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     ends = {f"{name}_accuracy": masked.scores(nets(part.x[None]), part.y)[0]
             for name, part in (("validation", validation), ("test", digits.test))}  # fmt: skip
     shifts = variances(nets, fit.x[None], seeds) if network in DROPPED_BEFORE else {}
-    recompute(nets, fit.x[None])
+    masked.recompute(nets, fit.x[None])
     ends["recomputed_accuracy"] = masked.scores(nets(digits.test.x[None]), digits.test.y)[0]
     for i, case in enumerate(cases):
         yield from (case.rows(metric, float(values[i])) for metric, values in ends.items())
@@ -119,14 +119,6 @@ def variances(nets: masked.Nets, x: Tensor, seeds: Sequence[int]) -> dict[int, t
         ])  # fmt: skip
         found[layer] = (variance / with_dropout[layer]).log().mean(1).exp(), predicted.log().mean(1).exp()
     return found
-
-
-def recompute(nets: masked.Nets, x: Tensor) -> None:
-    """Set the running statistics in place to those of all examples, without dropout."""
-    before = list(nets.running)
-    nets.running = [(torch.zeros_like(mean), torch.zeros_like(variance)) for mean, variance in before]
-    nets(x, batch=True)  # a tenth of the batch's, of a start at 0
-    nets.running = [(10 * mean, 10 * variance) for mean, variance in nets.running]
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -173,8 +165,7 @@ def combined(tuned: pd.DataFrame) -> Iterator[Answer]:
     yield price.table()
     told = "; ".join(f"{question.words(key)}: {c.effect.value:+.3f}" for key, c in question.members.items())
     yield question.verdict(
-        COMBINED, {key: None if above(c) is None else not above(c) for key, c in question.members.items()},
-        unit="difference of test accuracy", why=f"against batch normalization alone: {told}",
+        COMBINED, not_above, unit="difference of test accuracy", why=f"against batch normalization alone: {told}",
         method="the second half of the claim alone, whose first half the study stabilizers asks; holds where dropout "
         f"added to batch normalization does not raise test accuracy by more than {MARGIN:g}, at rates of their own, "
         "chosen by other seeds; paired t by seed",
@@ -182,14 +173,14 @@ def combined(tuned: pd.DataFrame) -> Iterator[Answer]:
     key, most = max(question.members.items(), key=lambda item: item[1].effect.value)
     effect = most.effect
     yield Sentence(
-        f"Beside batch normalization alone, dropout changes test accuracy by {effect.value:+.1%} [{effect.low:.1%}, "
-        f"{effect.high:.1%}] where it does best ({question.words(key)}).", figure="norm_dropout", claims=(COMBINED.id,),
+        f"Beside batch normalization alone, dropout changes test accuracy by {points.spanned(effect)} where it does "
+        f"best ({question.words(key)}).", figure="norm_dropout", claims=(COMBINED.id,),
     )  # fmt: skip
     key, most = max(price.members.items(), key=lambda item: item[1].effect.value)
-    shown = "" if most.beyond else "; no more than the margin is shown"
+    shown = f"; whether by more than {100 * MARGIN:g} point is open" if above(most) is None else ""
     yield Sentence(
-        "Recomputing batch normalization's statistics without dropout raises test accuracy by "
-        f"{most.effect.value:.1%} at most ({price.words(key)}){shown}.", figure="norm_dropout", claims=(SHIFTED.id,),
+        "Recomputing batch normalization's statistics without dropout changes test accuracy by "
+        f"{points.spanned(most.effect)} at most ({price.words(key)}){shown}.", "norm_dropout", (SHIFTED.id,),
     )  # fmt: skip
 
 
@@ -215,15 +206,26 @@ def shifted(rows: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[Answer]:
         method=f"variance in evaluation, geometric mean over units, over that with dropout, mean of {PASSES} passes "
         f"over the training examples; predicted from a layer's own inputs in evaluation; within a factor of {WITHIN:g}",
     )  # fmt: skip
+    yield from _left(question, shares)
+
+
+def _left(question: Question, shares: Sequence[dict[str, Any]]) -> Iterator[Answer]:
+    """The sentence on the share that is left: in the first normalization behind dropout, and in later ones."""
     first = min(shares, key=lambda row: (row["layer"], row["value"]))
     least = min(shares, key=lambda row: row["value"])
-    if question.members[first["network"], first["p"], first["layer"]].inside:
-        yield Sentence(
-            f"Dropout of {first['p']:g} leaves batch normalization {first['value']:.0%} of its variance in "
-            f"evaluation, as "
-            f"predicted ({first['predicted']:.0%}; {first['network']}, layer {first['layer']}), and at least "
-            f"{least['value']:.0%} in every layer.", figure="variance_shares", claims=(SHIFTED.id,),
-        )  # fmt: skip
+    start = {name: min(layer for other, _, layer in question.members if other == name) for name, *_ in question.members}
+    ratios: dict[bool, list[float]] = {True: [], False: []}
+    for (name, _, layer), c in question.members.items():
+        ratios[layer == start[name]].append(c.effect.value)
+    ends = {front: dict.fromkeys(f"{end:.2f}" for end in (min(own), max(own))) for front, own in ratios.items() if own}
+    told = {front: " to ".join(each) for front, each in ends.items()}
+    later = f", in later ones {told[False]} times it" if ratios[False] else ""
+    yield Sentence(
+        f"Dropout of {first['p']:g} leaves batch normalization {first['value']:.0%} of its variance in evaluation, "
+        f"where {first['predicted']:.0%} are predicted ({first['network']}, layer {first['layer']}), and at least "
+        f"{least['value']:.0%} in every layer; in the first normalization behind dropout it is {told[True]} times the "
+        f"predicted share{later}.", figure="variance_shares", claims=(SHIFTED.id,),
+    )  # fmt: skip
 
 
 @drawing.figure(
@@ -234,16 +236,14 @@ def shifted(rows: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[Answer]:
 def draw_shares(variance_shares: pd.DataFrame) -> Any:
     """Shares by layer, a panel an order, a colour a rate."""
     axes = {"xlabel": "share of the variance"}
-    shown = variance_shares.sort_values("layer")
-    shown = shown.assign(layer="layer " + shown["layer"].astype(str))
+    shown = variance_shares.sort_values("layer").assign(layer=lambda own: "layer " + own["layer"].astype(str))
     return drawing.panels(shown, "network", drawing.estimates, at="layer", by="p", axes=axes, shared="both")
 
 
 @drawing.figure(
     "norm_dropout", "Batch normalization and dropout, alone and together",
-    lambda norm_dropout: f"Test accuracy; mean of {norm_dropout['n'].min()} seeds, intervals of 95 %; the "
-        f"normalization's "
-    "statistics as trained, and recomputed without dropout.",
+    lambda norm_dropout: f"Test accuracy; mean of {norm_dropout['n'].min()} seeds, intervals of 95 %; statistics of "
+    "the normalization as trained, and recomputed without dropout.",
 )  # fmt: skip
 def draw_accuracies(norm_dropout: pd.DataFrame) -> Any:
     """Test accuracy, a row a network, a colour the statistics."""

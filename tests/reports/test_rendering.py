@@ -154,7 +154,7 @@ def test_findings_json_is_what_the_design_says(stored, study):
     assert entry["tables"]["signal"] == "tables/gradient_flow.signal.csv"
     assert set(entry["verdicts"][0]) == {
         "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "counted", "table", "condition",
-        "answer", "method", "why", "reference", "margin", "log", "says", "needed", "topic", "settle",
+        "answer", "method", "why", "reference", "margin", "log", "says", "needed", "at_edge", "topic", "settle",
         "settle_command",
     }  # fmt: skip
     assert set(entry["answers"][0]) == {"text", "figure", "claims"}

@@ -66,6 +66,19 @@ def test_seeds_are_asked_for_by_number_where_no_preset_has_them() -> None:
     assert "four times as many" in unknown.text
 
 
+def test_a_rate_at_the_end_of_its_grid_takes_a_wider_grid_and_no_seeds() -> None:
+    def preset(*rates: float) -> tuple[Grid, ...]:
+        return (Grid({"lr": rates}, {}, 8, claims=("a",)),)
+
+    study = replace(STUDY, presets={"quick": preset(0.1, 0.3), "standard": preset(0.1, 0.3), "full": preset(0.01, 0.3)})
+    settled = settle(replace(UNDECIDED, at_edge="batch 8"), study, ASKED)
+    assert "wider grid of learning rates, not more seeds" in settled.text
+    assert "batch 8. The preset full has 0.01 to 0.3" in settled.text
+    assert settled.command == "depthgauge run settled --preset full"
+    last = settle(replace(UNDECIDED, at_edge="batch 8"), study, replace(ASKED, preset="full"))
+    assert (last.command, "seeds in place" in last.text) == ("", False)
+
+
 def test_needed_counts_what_n_counts() -> None:
     """24 networks of 8 seeds: 48 of them are 16 seeds."""
     settled = settle(replace(UNDECIDED, n=24, counted="networks", needed=48), STUDY, ASKED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,6 +72,18 @@ def test_verdicts_say_what_was_measured(analysed, left: float, status: Status) -
     made += [case.rows("length", 1.0) for case in deep]
     answers = analysed(adaptive_l2.PART, [*adaptive_l2.run(linear, Context()), *made])
     assert answers.statuses == {"adaptive_l2": Status.HOLDS, "adaptive_l2_deep": status}
+
+
+def test_a_network_to_which_dropout_adds_nothing_does_not_carry_the_mean(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    left, length = np.array([0.1, 0.1, 0.1, 0.1, 100.0]), np.array([1.0, 1.0, 1.0, 1.0, 1e-4])
+    assert penalty.missed(left, length).mean() == pytest.approx(0.1 * 4.1 / 4, rel=0.05)  # the mean of left is 20
+    assert penalty.missed(np.full(3, 0.5), length[:3]).tolist() == pytest.approx([0.5] * 3)
+    at = {"part": "adaptive_l2", "p": 0.5, "activation": "relu", "state": "drawn", "depth": 1, "width": 4, "masks": 8}
+    cases = [Case.of({**at, "seed": seed}) for seed in range(6)]
+    made = [case.rows("left", 3.0 + 1e-3 * i) for i, case in enumerate(cases)]
+    answers = analysed(adaptive_l2.PART, [*made, *(case.rows("length", 0.1) for case in cases)])
+    assert "is 3.00 to 3.00 in relu networks" in answers.sentences[0]
+    assert "in 1 of 1 settings, the penalty is further off than none" in answers.sentences[0]
 
 
 def test_what_the_penalty_misses_is_measured() -> None:

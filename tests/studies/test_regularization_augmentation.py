@@ -51,13 +51,14 @@ def test_noise_adds_what_is_known_in_a_linear_and_in_a_quadratic_map() -> None:
         assert ratio == pytest.approx((8 * r2 + 8 * s**2) / (4 * r2), rel=0.08)
 
 
-def _made_up(ratio: float, accuracies: Mapping[str, float]) -> list[Rows]:
+def _made_up(ratio: float, accuracies: Mapping[str, float], small: float = 0.3) -> list[Rows]:
+    """Small batches are best at the rate `small`, all others at 0.3."""
     rows = []
     for seed in range(-3, 8):
         for name in augmentation.VARIANTS:
             for lr in (0.1, 0.3, 1.0):
                 case = _case(seed=seed, asked="variants", variant=name, lr=lr, steps=9)
-                value = accuracies.get(name, 0.9) - 0.1 * (lr != 0.3) + 1e-4 * seed
+                value = accuracies.get(name, 0.9) - 0.1 * (lr != (small if name == "batch 8" else 0.3)) + 1e-4 * seed
                 ends = dict.fromkeys(augmentation.METRICS[:3], value) | {"diverged": 0.0}
                 rows += [case.rows(metric, figure) for metric, figure in ends.items()]
         for network in augmentation.NETWORKS if seed >= 0 else ():
@@ -71,10 +72,19 @@ def test_verdicts_go_both_ways(analysed) -> None:  # type: ignore[no-untyped-def
     helped = {"shifts": 0.95, "rotations": 0.94, "noise 0.5": 0.93, "batch 8": 0.95}
     good = analysed(augmentation.PART, _made_up(1.0, helped))
     assert set(good.statuses.values()) == {Status.HOLDS}
+    assert "rates at the end" not in " ".join(good.sentences)
     bad = analysed(augmentation.PART, _made_up(0.7, {"batch 8": 0.8}))
     assert bad.statuses == {
         "input_noise": Status.DEPENDS, "augmentation": Status.FAILS, "batch_noise": Status.FAILS,
     }  # fmt: skip
+
+
+def test_a_rate_at_the_end_of_the_grid_is_told(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    edge = analysed(augmentation.PART, _made_up(1.0, {"batch 8": 0.8}, small=0.1))  # far below, but perhaps not at 0.03
+    verdict = edge.verdicts["batch_noise"]
+    assert (verdict.status, verdict.at_edge) == (Status.INCONCLUSIVE, "all 3 conditions")
+    assert "a learning rate at the end of its grid" in verdict.why
+    assert "which may not be the best: batch 8)" in " ".join(edge.sentences)
 
 
 @pytest.mark.parametrize("variant", ["dropout 0.3", "shifts"])

@@ -62,6 +62,7 @@ class Comparison:
             interval is one of so many that hold at once (`together`).
         log: whether effect, reference and margin are factors.
         at: the effect with its interval at another confidence.
+        at_edge: whether a setting at the end of its grid keeps it open, which no number of repetitions changes.
     """
 
     effect: Estimate
@@ -75,6 +76,7 @@ class Comparison:
     family: int = 1
     log: bool = False
     at: Callable[[float], Estimate] | None = field(default=None, repr=False, compare=False)
+    at_edge: bool = False
 
     @property
     def deviation(self) -> float:
