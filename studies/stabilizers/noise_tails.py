@@ -24,7 +24,7 @@ from depthgauge.verdict import Claim, Sentence
 SHARE = 0.05  # of the norms that are the tail
 FINITE = Claim(
     "stabilizers/noise_tails", f"the largest {SHARE:.0%} of the noise of single gradients fall off faster than a power "
-    "law of index 2, below which a variance is infinite",
+    "law of index 2, which has infinite variance",
 )  # fmt: skip
 KNOWN = Claim(
     "stabilizers/tail_index", "the tail index of gradients is that of the noise in the targets, where that is known"
