@@ -175,7 +175,7 @@ def test_powers_of_depth_are_told_apart(analysed) -> None:  # type: ignore[no-un
     assert wrong.statuses["pre_ln_stream"] is not Status.HOLDS
 
 
-def trainings(fails: tuple[str, ...]) -> Iterator[Rows]:
+def trainings(fails: tuple[str, ...], best: float = 0.2) -> Iterator[Rows]:
     for scheme in (*deep_stacks.SCHEMES, depth_trained.CONTROL):
         for depth in (8, 32) if scheme != depth_trained.CONTROL else (0,):
             for lr, seed in ((lr, seed) for lr in (0.1, 0.2, 0.4) for seed in range(-3, 14)):
@@ -185,7 +185,7 @@ def trainings(fails: tuple[str, ...]) -> Iterator[Rows]:
                 )  # fmt: skip
                 arrives = scheme not in fails or depth < 32
                 ends = {"steps": 50.0 if arrives else 100.0, "reached": float(arrives), "cut": 0.2}
-                score = -ends["steps"] - (lr != 0.2)
+                score = -ends["steps"] - (lr != best)
                 for metric, value in {**ends, "score": score}.items():
                     yield case.rows(metric, value)
 
@@ -194,6 +194,9 @@ def test_a_scheme_trains_as_deep_as_normalization_or_not(analysed) -> None:  # t
     deep = analysed(depth_trained.PART, trainings(("plain", "norm after")))
     assert deep.statuses["trains_deep"] is Status.HOLDS
     assert any("most do not with plain (0), norm after (0)." in text for text in deep.sentences)
+    edge = analysed(depth_trained.PART, trainings(("plain", "norm after"), best=0.1))
+    told = "undecided with plain (0, at the lowest rate tried), norm after (0, at the lowest rate tried)."
+    assert any(told in text for text in edge.sentences)
     short = analysed(depth_trained.PART, trainings(("plain", "Fixup")))
     assert short.statuses["trains_deep"] is Status.DEPENDS
     assert "false for Fixup" in short.verdicts["trains_deep"].says
