@@ -129,7 +129,7 @@ def _found(found: pd.DataFrame, quantiles: pd.DataFrame) -> Iterator[Answer]:
         })  # fmt: skip
     question = Question.of(
         "noise_tail", ("network", "when"), asked, label="{network} {when}", counted="networks",
-        reference="2, the least of finite variance",
+        reference="2, of infinite variance",
     )  # fmt: skip
     yield question.table()
     yield "noise_indices", (table := pd.DataFrame(lines))

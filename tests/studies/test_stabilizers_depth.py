@@ -145,6 +145,10 @@ def test_growth_and_shares_are_held_against_theory(analysed) -> None:  # type: i
     assert as_predicted.statuses == {"growth": Status.HOLDS, "batch_norm_shrinks": Status.HOLDS}
     assert off.statuses == {"growth": Status.DEPENDS, "batch_norm_shrinks": Status.FAILS}
     assert any("theory has both" in text for text in as_predicted.sentences)
+    assert any(
+        "the gradient's square shrinks to 0.77 of what goes in (geometric mean)" in t for t in as_predicted.sentences
+    )
+    assert set(as_predicted.tables["branch_shares"]["of"]) == set(depth_laws.OF.values())
 
 
 def test_depth_may_come_as_a_float_where_another_part_has_none(tidy) -> None:  # type: ignore[no-untyped-def]
