@@ -1,4 +1,4 @@
-"""How heavy the noise of gradients is: its tail index, at the start and after training."""
+"""Tails of the noise of gradients: how heavy they are, at the start and after training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from depthgauge.verdict import Claim, Sentence
 
 SHARE = 0.05  # of the norms that are the tail
 FINITE = Claim(
-    "stabilizers/noise_tails", f"the largest {SHARE:.0%} of the noise of single gradients fall off faster than a power "
+    "stabilizers/noise_tails", "the largest 5 % of the noise of single gradients fall off faster than a power "
     "law of index 2, which has infinite variance",
 )  # fmt: skip
 KNOWN = Claim(
@@ -145,7 +145,7 @@ def _found(found: pd.DataFrame, quantiles: pd.DataFrame) -> Iterator[Answer]:
 
 
 def _told(network: str, indices: pd.DataFrame, quantiles: pd.DataFrame) -> Sentence:
-    """What the tail of one network's noise measures, and whether it is straight, as that of a power law."""
+    """Tell the tail indices of one network's noise, and whether the tail is straight, as that of a power law."""
     told = indices.set_index(["of", "when"])["index"]
     reach = quantiles.set_index(["noise", "share"])["times"]
     powers = [
