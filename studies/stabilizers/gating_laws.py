@@ -74,7 +74,7 @@ def _told(lines: pd.DataFrame, claims: tuple[Claim, Claim]) -> Iterator[Sentence
     )
     identity = lines[lines["network"] == "identity RNN"]
     if len(identity):
-        last = identity.loc[identity["back"].idxmax()]
+        last = identity.sort_values("back").iloc[-1]
         text += f"; in one of ReLUs that starts at the identity {last['median']:.2f} is left after {last['back']} steps"
     yield Sentence(f"{text}.", figure="gate_reach", claims=(claims[0].id, claims[1].id))
 
