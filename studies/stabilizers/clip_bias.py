@@ -161,7 +161,7 @@ def _rested(rest: pd.DataFrame) -> Iterator[Answer]:
         yield Sentence(
             f"Clipped at {far['largest']:g}, SGD under {far['law'].split(',')[0]} noise rests {abs(far['value']):.2f} "
             f"off the minimum, where theory has {abs(far['predicted']):.2f}, and {far['cut']:.0%} of its gradients are "
-            f"cut; under symmetric noise of infinite variance it rests within {max(even):.2f} of it at every bound.",
+            f"cut; under symmetric noise of infinite variance it rests within {max(even):.2g} of it at every bound.",
             figure="clip_bias", claims=(BIAS.id,),
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from depthgauge import data, drawing, models, replicas, stats, training
-from depthgauge.conditions import enumerated
+from depthgauge.conditions import WORDS, enumerated
 from depthgauge.frames import groups
 from depthgauge.initialization.schemes import at_gain
 from depthgauge.parts import Answer, Part, sizes
@@ -86,7 +86,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     reported = runs[runs["seed"] >= 0]
     yield "clip_losses", pd.DataFrame(_losses(reported))
     tuned = training.tuned(runs, KEYS, score="score")
-    windows = _windows(reported)
+    every = _windows(runs)
+    windows = every[every["seed"] >= 0]
     wider = Question.of(
         "clip_windows", KEYS, _compared(windows, "octaves", margin=OCTAVE), label="{way}, {network} network",
         reference="no clipping",
@@ -100,7 +101,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield wider.table()
     yield better.table()
     yield "clip_shares", pd.DataFrame(_shares(windows, tuned))
-    yield from _answers(wider, better, windows, tuned)
+    yield from _verdict(wider, better)
+    yield from _sentences(every, tuned)
 
 
 def _losses(reported: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -110,9 +112,9 @@ def _losses(reported: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield {"network": network, "way": way, "lr": lr, "n": len(own), **band}
 
 
-def _windows(reported: pd.DataFrame) -> pd.DataFrame:
+def _windows(runs: pd.DataFrame) -> pd.DataFrame:
     """Rates at which each network learns: their number, which is octaves of a grid in factors of two; the largest."""
-    learned = reported.assign(ok=reported["capped"] < LEARNED * CHANCE)
+    learned = runs.assign(ok=runs["capped"] < LEARNED * CHANCE)
     learned["rate"] = learned["lr"].where(learned["ok"])
     lines = learned.groupby([*KEYS, "seed"], sort=False)
     return lines.agg(octaves=("ok", "sum"), largest=("rate", "max"), smallest=("rate", "min")).reset_index()
@@ -144,27 +146,54 @@ def _shares(windows: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[dict[str, An
         }  # fmt: skip
 
 
-def _answers(wider: Question, better: Question, windows: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[Answer]:
+def _tallied(question: Question) -> tuple[str, str]:
+    """How many ways have each answer, network by network; and what the undecided ones change."""
+    tallies, open_ones = [], []
+    for network in dict.fromkeys(network for network, _ in question.members):
+        own = question.where(network=network)
+        answers = list(own.read(above).values())
+        counts = [(WORDS[each], answers.count(each)) for each in (True, False, None) if each in answers]
+        tallies.append(
+            f"{enumerated([f'{word} for {count}' for word, count in counts], 3)} of {len(answers)} ways in the "
+            f"{network} network"
+        )
+        changes = [c.effect.value for c in own.members.values() if above(c) is None]
+        if changes:
+            open_ones.append(f"{min(changes):+.1f} to {max(changes):+.1f} in the {network} network")
+    return "; ".join(tallies), "; ".join(open_ones)
+
+
+def _verdict(wider: Question, better: Question) -> Iterator[Answer]:
     words = {True: "wider with", False: "not with", None: "undecided:"}
     lost = better.listed(above, {True: "Clipping costs loss at the best rate with"}, 4)
+    says, open_ones = _tallied(wider)
     yield wider.verdict(
-        STABLER, above, unit="factors of two more that learn",
+        STABLER, above, unit="factors of two more that learn", says=says,
         why=f"the window of learning rates at which a network learns is {wider.listed(above, words, 12)}"
+        + (f"; the undecided change it by {open_ones}" if open_ones else "")
         + (f"; {lost[0].lower()}{lost[1:]}" if lost else ""),
         method=f"number of rates, in factors of two, at which the loss ends below {LEARNED:g} of chance's, less that "
         f"without clipping; paired t by seed, margin {OCTAVE:g}. A window does not change with the unit of the rate, "
         "which clipping changes; the largest rate does",
     )  # fmt: skip
+
+
+def _sentences(windows: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[Answer]:
+    """The window without clipping and with the way that seeds which are not reported have widest."""
     for network, own in groups(windows, "network"):
-        middle = own.groupby("way", sort=False)["octaves"].mean()
-        if "none" not in middle or len(middle) < 2:
+        means = own.groupby([own["seed"] >= 0, "way"], sort=False)["octaves"].mean()
+        choosing, middle = means.get(False, pd.Series(dtype=float)), means.get(True, pd.Series(dtype=float))
+        ways = [way for way in choosing.index.intersection(middle.index) if way != "none"]
+        if "none" not in middle or not ways:
             continue
-        widest = str(middle.drop("none").idxmax())
+        widest = str(choosing[ways].idxmax())
         cut = float(tuned[(tuned["network"] == network) & (tuned["way"] == widest)]["clipped"].mean())
         yield Sentence(
             f"An {network} network ({_words(network)}) learns over {middle['none']:.1f} factors of two in the learning "
-            f"rate without clipping and over {middle[widest]:.1f} with {_named(widest)}, which cuts {cut:.0%} of the "
-            "steps at its best rate.".replace("An tame", "A tame"),
+            f"rate without clipping and over {middle[widest]:.1f} with {_named(widest)}, which other seeds had as the "
+            f"widest of {len(ways)} ways and which cuts {cut:.0%} of the steps at its best rate.".replace(
+                "An tame", "A tame"
+            ),
             figure="clip_windows", claims=(STABLER.id,),
         )  # fmt: skip
 

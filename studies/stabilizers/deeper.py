@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from depthgauge import drawing, stats, training
+from depthgauge.conditions import WORDS
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, below, spelled
+from depthgauge.questions import Question, below, listed, spelled
 from depthgauge.stats import Comparison
 from depthgauge.studies.stabilizers import nets
 from depthgauge.study import Grid
@@ -49,8 +50,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         family=lambda network, **_: network.startswith("skips"),
     )  # fmt: skip
     if question:
-        yield question.table()
-        yield from _answers(question, tuned)
+        ends = _grid_ends(tuned)
+        answers = {key: no_worse(c, ends[key[:2]]) for key, c in question.members.items()}
+        yield question.table({
+            key: {"rate_at_grid_end": ends[key[:2]], "not_worse": WORDS[answer]} for key, answer in answers.items()
+        })  # fmt: skip
+        yield from _answers(question, answers, tuned)
 
 
 def _errors(tuned: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -73,12 +78,27 @@ def _asked(tuned: pd.DataFrame) -> Iterator[tuple[tuple[str, int, str], Comparis
                 yield (network, int(deep["depth"].iloc[0]), name), training.unsettled(pair, edge)
 
 
-def no_worse(comparison: Comparison) -> bool | None:
-    """Above the lower end of the margin with the whole interval; below it with what was measured beyond doubt."""
-    return True if comparison.effect.low > -MARGIN else False if comparison.below else None
+def _grid_ends(tuned: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """Which of a deeper network and the shallowest of its kind has a rate beyond which a better one may lie."""
+    edges = {key: bool(own["at_edge"].any()) for key, own in groups(tuned, ["network", "depth"])}
+    least = tuned.groupby("network")["depth"].min()
+    words = {(False, False): "", (True, False): "deeper", (False, True): "shallowest", (True, True): "both"}
+    return {(name, depth): words[edge, edges[name, least[name]]] for (name, depth), edge in edges.items()}
 
 
-def _answers(question: Question, tuned: pd.DataFrame) -> Iterator[Answer]:
+def no_worse(comparison: Comparison, grid_end: str = "") -> bool | None:
+    """Above the lower end of the margin with the whole interval; below it with what was measured beyond doubt.
+
+    Args:
+        comparison: of the deeper network with the shallowest, which concludes nothing at a grid's end.
+        grid_end: whose rate is one: the deeper network's accuracy can only rise by a better one, which speaks for it.
+    """
+    if comparison.effect.low > -MARGIN:
+        return True if grid_end in {"", "deeper"} else None
+    return False if comparison.below else None
+
+
+def _answers(question: Question, answers: dict[tuple[Any, ...], bool | None], tuned: pd.DataFrame) -> Iterator[Answer]:
     method = (
         f"accuracy at the end minus that of the shallowest network of its kind, paired t by seed, margin {MARGIN:.0%}; "
         "rates chosen by other seeds; a run that diverged has 0 right"
@@ -86,9 +106,12 @@ def _answers(question: Question, tuned: pd.DataFrame) -> Iterator[Answer]:
     residual = question.select(lambda network, **_: network.startswith("skips"))
     plain = question.select(lambda network, **_: network.startswith("plain"))
     if residual:
+        told = {residual.words(key): answers[key] for key in residual.members}
         yield residual.verdict(
-            DEEP, no_worse, unit="difference in accuracy", method=f"true where it is not worse: {method}",
-            why=residual.listed(no_worse, {False: "worse than the shallowest:", True: "not worse:", None: "open:"}),
+            DEEP, told, unit="difference in accuracy",
+            method=f"true where it is not worse, also where the deeper network's rate is at the end of its grid, as a "
+            f"better rate would only raise its accuracy: {method}",
+            why=listed(told, {False: "worse than the shallowest:", True: "not worse:", None: "open:"}),
         )  # fmt: skip
     training_error = plain.where(measured="training")
     if training_error:

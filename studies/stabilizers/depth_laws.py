@@ -36,6 +36,7 @@ UNJUDGED = ("norm after",)  # shown alone: from network to network its gradient 
 SHARE = 1.1  # factor: a share of a branch within 10 % of theory's is the predicted one
 FEW = 4  # more than e, which 1/sqrt(L) tends to
 SHOWN = ("plain", "1/sqrt(L)", "layer norm", "batch norm")  # whose shares are drawn
+OF = {"share": "second moment", "batch_share": "variance over the batch"}  # what a branch has a share of
 DIRECTIONS = ("forward", "backward")
 SIZES = sizes(
     "depths seeds width inputs", quick=((8, 32), 28, 128, 32), standard=((8, 32, 128), 24, 128, 64),
@@ -133,8 +134,9 @@ def _told(grown: pd.DataFrame) -> Iterator[Sentence]:
     deepest = grown[grown["depth"] == grown["depth"].max()].pivot_table(index="scheme", columns="direction", sort=False)
     ends = np.exp(deepest["value"])
     few = ends.index[ends.max(axis=1) < FEW]
+    two = ends.map(lambda value: f"{float(f'{value:.2g}'):,g}")  # two digits, an exponent beyond a million alone
     words = ", ".join(
-        f"{name} by {own['forward']:.2g} and {own['backward']:.2g}" for name, own in ends.iterrows() if name not in few
+        f"{name} by {own['forward']} and {own['backward']}" for name, own in two.iterrows() if name not in few
     )
     blocks = int(grown["depth"].max())
     yield Sentence(
@@ -142,13 +144,14 @@ def _told(grown: pd.DataFrame) -> Iterator[Sentence]:
         f"{enumerated(list(few), 9)}.",
         figure="growth", claims=(GROWTH.id,),
     )  # fmt: skip
-    spread = deepest["spread"]["backward"]
+    spread, law = deepest["spread"]["backward"], deepest["predicted"]["backward"]
     if {"norm after", "DeepNorm"} <= set(spread.index):
+        after = ends["backward"]["norm after"]
         yield Sentence(
-            f"With a norm after each of {blocks} sums the gradient's growth differs between networks, by a factor of "
-            f"{math.exp(spread['norm after']):.2g} (standard deviation) about {ends['backward']['norm after']:.2g}; "
-            f"theory has {math.exp(deepest['predicted']['backward']['norm after']):.2g}. With DeepNorm's factors it "
-            f"differs by {math.exp(spread['DeepNorm']):.3g}.",
+            f"With a norm after each of {blocks} sums the gradient's square {'shrinks' if after < 1 else 'grows'} to "
+            f"{after:.2g} of what goes in (geometric mean), where theory has {math.exp(law['norm after']):.2g}, and "
+            f"scatters between networks by a factor of {math.exp(spread['norm after']):.2g} (standard deviation); with "
+            f"DeepNorm's factors by one of {math.exp(spread['DeepNorm']):.3g}.",
             figure="growth",
         )  # fmt: skip
 
@@ -168,10 +171,9 @@ def shrinking(rows: pd.DataFrame, params: pd.DataFrame) -> Iterator[Answer]:
             predicted = float((law.share if metric == "share" else law.batch_share)[block - 1])
             values = found["value"].to_numpy()
             measured = stats.mean(values)
-            name = scheme if metric == "share" else f"{scheme}, variance over the batch"
             lines.append({
-                "scheme": name, "block": block, "n": len(values), "value": measured.value, "low_95": measured.low,
-                "high_95": measured.high, "predicted": predicted,
+                "scheme": scheme, "of": OF[metric], "block": block, "n": len(values), "value": measured.value,
+                "low_95": measured.low, "high_95": measured.high, "predicted": predicted,
             })  # fmt: skip
             if scheme == "batch norm":
                 reference = predicted if metric == "batch_share" else 1 / (block + 1)
@@ -209,13 +211,13 @@ def _verdict(question: Question) -> Iterator[Answer]:
 @drawing.figure(
     "growth", "How signal and gradient grow with depth under each scheme",
     lambda growth: f"Growth of the second moments over the stack, mean of {growth['n'].min()} networks, 95 % "
-    "intervals; dashed: theory. Linear within 1. Norm after is not judged.",
+    "intervals; ticks: theory. Linear within 1. Norm after is not judged.",
 )  # fmt: skip
 def draw_growth(growth: pd.DataFrame) -> Any:
-    """Ln growth by depth, a panel a direction."""
-    axes = {"xscale": "log", "yscale": "symlog", "xlabel": "blocks L", "ylabel": "ln growth"}
-    shown = growth.rename(columns={"scheme": "scaling"})
-    return drawing.panels(shown, "direction", drawing.estimates, at="depth", by="scaling", axes=axes)
+    """Ln growth, a row a scheme, a panel a depth, signal beside gradient."""
+    axes = {"xscale": "symlog", "xlabel": "ln growth"}
+    shown = growth.assign(blocks=growth["depth"].map("{} blocks".format))
+    return drawing.panels(shown, "blocks", drawing.estimates, at="scheme", by="direction", axes=axes, shared="both")
 
 
 @drawing.figure(
@@ -224,10 +226,9 @@ def draw_growth(growth: pd.DataFrame) -> Any:
     "intervals; dashed: exact laws at infinite width.",
 )  # fmt: skip
 def draw_shares(branch_shares: pd.DataFrame) -> Any:
-    """Shares by block, a line a scheme."""
+    """Shares by block, a panel a scheme."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "block l", "ylabel": "share of the branch"}
-    shown = branch_shares.rename(columns={"scheme": "scaling"})
-    return drawing.panels(shown, "", drawing.estimates, at="block", by="scaling", axes=axes)
+    return drawing.panels(branch_shares, "scheme", drawing.estimates, at="block", by="of", axes=axes, shared="both")
 
 
 METHOD = f"""**Depth laws of residual stacks.** Pre-activation blocks x' = a x + s f(x) at initialization, f two times

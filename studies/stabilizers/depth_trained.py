@@ -32,6 +32,7 @@ WATCHED = 300
 BATCH = 32
 RATES = tuple(2.0**k for k in range(-7, 3, 2))
 COARSE = 4.0  # between a rate and the next
+END = {-1: "lowest", 0: "", 1: "highest"}  # of the rates tried
 SIZES = sizes(
     "depths seeds steps width rates", quick=((), 0, 0, 0, ()), standard=((8, 32, 128), 16, 150, 16, RATES),
     full=((8, 32, 128, 256), 24, 150, 16, RATES), tiny=((2,), 5, 3, 6, RATES[2:4]),
@@ -90,7 +91,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         share = stats.coverage(arrived, len(own), 0.5)
         steps = stats.band(own["steps"].where(own["reached"] > 0, np.inf).to_numpy()[:, None])
         told = {
-            "lr": float(own["lr"].iloc[0]), "at_edge": bool(own["at_edge"].any()), "median_steps": steps["median"][0],
+            "lr": float(own["lr"].iloc[0]), "at_edge": bool(own["at_edge"].any()),
+            "rate_tried": END[int(own["outward"].iloc[0])], "median_steps": steps["median"][0],
             "cut": float(own["cut"].mean()),
         }  # fmt: skip
         lines.append({
@@ -141,7 +143,7 @@ def _sentences(trained: pd.DataFrame, trains: dict[str, bool | None]) -> Iterato
     last = trained["depth"].max()
     rows = trained.set_index(KEYS)
     groups_of = {
-        answer: [f"{name} ({rows.loc[(name, last), 'arrived']})" for name, own in trains.items() if own is answer]
+        answer: [f"{name} ({_arrived(rows.loc[(name, last)])})" for name, own in trains.items() if own is answer]
         for answer in (True, None, False)
     }
     words = {True: "most learn with", None: "undecided with", False: "most do not with"}
@@ -161,6 +163,11 @@ def _sentences(trained: pd.DataFrame, trains: dict[str, bool | None]) -> Iterato
             f"{control.iloc[0]:.0f}. When every branch is cut at the end, so much is still right: {left}.",
             figure="trained_steps", claims=(DEEP.id,),
         )  # fmt: skip
+
+
+def _arrived(row: pd.Series[Any]) -> str:
+    """How many arrived, and that the rate is an end of those tried, beyond which a better one may lie."""
+    return f"{row['arrived']}" + (f", at the {row['rate_tried']} rate tried" if row["rate_tried"] else "")
 
 
 @drawing.figure(

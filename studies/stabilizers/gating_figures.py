@@ -26,7 +26,7 @@ def draw_reach(reach: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "off_critical", "Growth of the gradient through a stack whose weights are 10 % off the critical ones",
+    "off_critical", "Growth of the gradient through a stack of weights 10 % off He's, critical without shortcuts",
     lambda off_critical: f"ln of the squared gradient at the input over that at the output of "
     f"{off_critical['depth'].max()} ReLU layers or blocks; mean of {off_critical['n'].min()} seeds, 95 % "
     "intervals. Marks: theory.",

@@ -16,6 +16,7 @@ from depthgauge.questions import Question, spelled
 from depthgauge.verdict import Claim, Sentence
 
 NEAR = 1.25  # margin of a reach over the predicted
+STACKS = ("plain", "residual", "scaled residual")
 SLOPE = 0.02  # margin of ln of the squared gradient, a layer
 
 
@@ -58,22 +59,32 @@ def reaches(reached: pd.DataFrame, wide: pd.DataFrame, claims: tuple[Claim, Clai
     if question:
         yield question.table()
         yield question.prediction(claims[0], "reaches", within=f"a factor of {NEAR:g}", unit="measured over predicted")
-    steps = {line["network"]: line["reach"] for line in lines}
-    if {"LSTM", "LSTM, bias 1", "RNN"} <= set(steps):
-        yield Sentence(
-            f"At initialization the gradient falls to 1/e within {steps['RNN']:.1f} steps in an RNN of PyTorch's "
-            f"default draws, {steps['LSTM']:.1f} in an LSTM's cell, {steps['LSTM, bias 1']:.1f} with forget biases "
-            f"of 1, and {steps.get('chrono LSTM', math.nan):.0f} with chrono biases; in an orthogonal RNN within "
-            f"{steps.get('orthogonal RNN', math.nan):.0f}.", figure="gate_reach", claims=(claims[0].id, claims[1].id),
-        )  # fmt: skip
+    yield from _told(pd.DataFrame(lines), claims)
 
 
-def growths(stacks: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
+def _told(lines: pd.DataFrame, claims: tuple[Claim, Claim]) -> Iterator[Sentence]:
+    steps = lines.groupby("network")["reach"].first()
+    if not {"LSTM", "LSTM, bias 1", "RNN"} <= set(steps.index):
+        return
+    text = (
+        f"At initialization the gradient falls to 1/e within {steps['RNN']:.1f} steps in an RNN of PyTorch's default "
+        f"draws, {steps['LSTM']:.1f} in an LSTM's cell, {steps['LSTM, bias 1']:.1f} with forget biases of 1, and "
+        f"{steps.get('chrono LSTM', math.nan):.0f} with chrono biases; in an orthogonal RNN within "
+        f"{steps.get('orthogonal RNN', math.nan):.0f}"
+    )
+    identity = lines[lines["network"] == "identity RNN"]
+    if len(identity):
+        last = identity.sort_values("back").iloc[-1]
+        text += f"; in one of ReLUs that starts at the identity {last['median']:.2f} is left after {last['back']} steps"
+    yield Sentence(f"{text}.", figure="gate_reach", claims=(claims[0].id, claims[1].id))
+
+
+def growths(stacks: pd.DataFrame, claims: tuple[Claim, Claim]) -> Iterator[Answer]:
     """Growth of the gradient through stacks against theory.
 
     Args:
         stacks: one row a stack: kind, gain, depth, and ln of the squared gradient as `value`.
-        claim: that theory predicts it.
+        claims: that theory predicts it, and what else it bears on.
     """
     asked, lines = {}, []
     for (kind, gain, depth), own in groups(stacks, ["kind", "gain", "depth"]):
@@ -87,4 +98,24 @@ def growths(stacks: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     yield "off_critical", pd.DataFrame(lines)
     question = Question.of("off_critical_law", ("kind", "gain"), asked, label="{kind}, weights x {gain:g}")
     yield question.table()
-    yield question.prediction(claim, "growths", within=f"{SLOPE:g} a layer", unit="ln of the squared gradient a layer")
+    yield question.prediction(
+        claims[0], "growths", within=f"{SLOPE:g} a layer", unit="ln of the squared gradient a layer"
+    )
+    yield from _sizes(question, int(stacks["depth"].max()), claims)
+
+
+def _sizes(question: Question, depth: int, claims: tuple[Claim, Claim]) -> Iterator[Sentence]:
+    """What a block makes of the gradient's size, which is the root of its square, and what it does when critical."""
+    each = {key: math.exp(c.effect.value / 2) for key, c in question.members.items()}
+    gains = list(dict.fromkeys(gain for _, gain in each))
+    if not {(kind, gain) for kind in STACKS for gain in gains} <= set(each):
+        return
+    told = [" and ".join(f"{each[kind, gain]:.2f}" for gain in gains) for kind in STACKS]
+    critical = [f"{math.exp(growth(kind, 1.0, depth) / depth / 2):.2f}" for kind in STACKS]
+    yield Sentence(
+        f"With weights {' and '.join(f'{gain:g}' for gain in gains)} times He's, each of {depth} ReLU layers makes the "
+        f"gradient {told[0]} times as large in a plain stack, {told[1]} times with shortcuts, and {told[2]} times with "
+        f"branches divided by the square root of the depth; at He's weights theory has {critical[0]}, {critical[1]} "
+        f"and {critical[2]}.",
+        figure="off_critical", claims=(claims[0].id, claims[1].id),
+    )  # fmt: skip

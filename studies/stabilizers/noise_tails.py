@@ -1,38 +1,42 @@
-"""How heavy the noise of gradients is: its tail index, at the start and after training."""
+"""Tails of the noise of gradients: how heavy they are, at the start and after training."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import nn
 
 from depthgauge import data, drawing, models, replicas, stats
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, spelled
 from depthgauge.seeding import Purpose, generator
+from depthgauge.studies.stabilizers.noises import gradients, linear, lognormal_index, noise
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Sentence
 
+SHARE = 0.05  # of the norms that are the tail
 FINITE = Claim(
-    "stabilizers/noise_tails", "the noise of gradients has a finite variance: the tail of its norm has an index above 2"
-)
+    "stabilizers/noise_tails", "the largest 5 % of the noise of single gradients fall off faster than a power "
+    "law of index 2, which has infinite variance",
+)  # fmt: skip
 KNOWN = Claim(
     "stabilizers/tail_index", "the tail index of gradients is that of the noise in the targets, where that is known"
 )
-SHARE = 0.05  # of the norms that are the tail
 MARGIN = 1.1  # factor of the index: closer to 2 than this is 2
 CLOSE = 1.2  # factor of the index: closer to the known one than this is the known one
 BATCHES = {"examples": 1, "batches of 16": 16}
+JUDGED = "examples"  # of batches of infinite variance half and more read above 2: their largest share is no tail yet
 LAWS = {"Pareto 1.5": 1.5, "Pareto 3": 3.0}
-FEATURES = 16
 NETWORKS = ("classifier of digits", "language model")
 LEVELS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
+TAIL = (0.05, 0.02, 0.005)  # shares between which a power law has one power
 SIZES = sizes(
     "examples steps seeds", quick=(300, 40, 5), standard=(1000, 400, 10), full=(1400, 3000, 20), tiny=(120, 2, 5)
 )
@@ -86,48 +90,6 @@ def _network(name: str, count: int) -> tuple[nn.Module, data.Examples, Any]:
     return template, data.Examples(plays.train.x[:4000], plays.train.y[:4000]), replicas.Adam([3e-3] * count)
 
 
-def linear(index: float, count: int, draws: torch.Generator) -> np.ndarray[Any, Any]:
-    """Norms (count,) of a linear model's gradients, at its minimum, whose targets have symmetric Pareto noise.
-
-    The gradient of half a square is the error times the features, which are normal: P(e r > x) = x^-a E r^a for an
-    error e of P(e > x) = x^-a, as long as features' norms r stay below x, so that the index is the error's.
-
-    Args:
-        index: tail index of the noise.
-        count: of examples.
-        draws: of features and noise.
-    """
-    features = torch.randn(count, FEATURES, generator=draws, dtype=torch.float64)
-    sizes_of = torch.rand(count, generator=draws, dtype=torch.float64).clamp(min=1e-15) ** (-1 / index)
-    signs = torch.randint(0, 2, (count,), generator=draws).double() * 2 - 1
-    return np.asarray((features * (sizes_of * signs)[:, None]).norm(dim=1))
-
-
-def gradients(model: nn.Module, x: Tensor, y: Tensor, together: int = 100) -> Tensor:
-    """Gradients (n, P) of each example's mean cross-entropy."""
-    parameters = {name: each.detach() for name, each in model.named_parameters()}
-
-    def loss(given: dict[str, Tensor], one: Tensor, target: Tensor) -> Tensor:
-        out = functional_call(model, given, (one[None],))
-        return nn.functional.cross_entropy(out.reshape(-1, out.shape[-1]), target.reshape(-1))
-
-    each = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=together)(parameters, x, y)
-    return torch.cat([value.flatten(1) for value in each.values()], 1)
-
-
-def noise(each: Tensor, batch: int, draws: torch.Generator) -> np.ndarray[Any, Any]:
-    """Norms (n,) of gradients of batches, drawn anew, less the mean gradient of all examples."""
-    rest = each.double() - each.double().mean(0)
-    if batch > 1:
-        n = len(each)
-        chosen = torch.randint(0, n, (n, batch), generator=draws)
-        weights = torch.zeros(n, n, dtype=torch.float64).scatter_add_(
-            1, chosen, torch.full(chosen.shape, 1 / batch, dtype=torch.float64)
-        )
-        rest = weights.to(rest.device) @ rest
-    return np.asarray(rest.norm(dim=1).cpu())
-
-
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Indices against the known ones, and against 2; quantiles of the norms."""
     indices = rows[rows["metric"].str.startswith("index ")].assign(of=lambda t: t["metric"].str[len("index ") :])
@@ -136,8 +98,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         yield from _known(known)
     found = indices[indices["network"] != "linear"]
     if len(found):
-        yield from _found(found.assign(when=_when(found)))
-        yield "noise_quantiles", pd.DataFrame(_quantiles(rows[rows["metric"].str.startswith("above ")]))
+        quantiles = pd.DataFrame(_quantiles(rows[rows["metric"].str.startswith("above ")]))
+        yield "noise_quantiles", quantiles
+        yield from _found(found.assign(when=_when(found)), quantiles)
 
 
 def _when(table: pd.DataFrame) -> pd.Series[Any]:
@@ -154,37 +117,53 @@ def _known(known: pd.DataFrame) -> Iterator[Answer]:
     yield question.prediction(KNOWN, "tail indices", within=f"a factor of {CLOSE:g}", unit="tail index")
 
 
-def _found(found: pd.DataFrame) -> Iterator[Answer]:
-    keys = ["network", "of", "when"]
+def _found(found: pd.DataFrame, quantiles: pd.DataFrame) -> Iterator[Answer]:
     asked, lines = {}, []
-    for key, own in groups(found, keys):
+    for (network, of, when), own in groups(found, ["network", "of", "when"]):
         values = own["value"].to_numpy()
-        asked[key] = stats.against(values, 2.0, log=True, margin=MARGIN)
+        if of == JUDGED:
+            asked[network, when] = stats.against(values, 2.0, log=True, margin=MARGIN)
         lines.append({
-            **dict(zip(keys, key, strict=True)), "n": len(own), **spelled("index", stats.median(values)),
-            "steps": int(own["steps"].iloc[0]),
+            "network": network, "of": of, "when": when, "n": len(own), "judged": of == JUDGED,
+            **spelled("index", stats.mean(values, log=True)), "steps": int(own["steps"].iloc[0]),
         })  # fmt: skip
     question = Question.of(
-        "noise_tail", keys, asked, label="{of} of the {network} {when}", reference="2, the least of finite variance"
-    )
+        "noise_tail", ("network", "when"), asked, label="{network} {when}", counted="networks",
+        reference="2, of infinite variance",
+    )  # fmt: skip
     yield question.table()
-    yield "noise_indices", pd.DataFrame(lines)
+    yield "noise_indices", (table := pd.DataFrame(lines))
     words = {True: "above 2 for", False: "not above 2 for", None: "undecided for"}
     yield question.verdict(
-        FINITE, above, unit="tail index", why=f"the tail index is {question.listed(above, words, 8)}",
-        method=f"Hill's estimate over the largest {SHARE:.0%} of the norms of each network's noise, t on the logarithm "
-        f"over seeds, margin {MARGIN:g}",
+        FINITE, above, unit="tail index", why=f"the tail index of single examples is {question.listed(above, words)}",
+        method=f"Hill's estimate over the largest {SHARE:.0%} of the norms of the noise of single examples, t on the "
+        f"logarithm over networks, margin {MARGIN:g}; batches are not judged, as half of them or more read above 2 "
+        "where the examples' index is 1.5",
     )  # fmt: skip
-    for network, own in groups(pd.DataFrame(lines), "network"):
-        told = own.set_index(["of", "when"])["index"]
-        yield Sentence(
-            f"The gradient noise of the {network} has a tail index of {told['examples', 'at the start']:.1f} at the "
-            f"start and of {told['examples', 'after training']:.1f} after {own['steps'].iloc[0]} steps for single "
-            f"examples, and of {told['batches of 16', 'at the start']:.1f} and "
-            f"{told['batches of 16', 'after training']:.1f} for batches of 16; noise of infinite variance "
-            "has one of at most 2.",
-            figure="noise_quantiles", claims=(FINITE.id,),
-        )  # fmt: skip
+    for network, own in groups(table, "network"):
+        yield _told(network, own, quantiles[quantiles["network"] == network])
+
+
+def _told(network: str, indices: pd.DataFrame, quantiles: pd.DataFrame) -> Sentence:
+    """Tell the tail indices of one network's noise, and whether the tail is straight, as that of a power law."""
+    told = indices.set_index(["of", "when"])["index"]
+    reach = quantiles.set_index(["noise", "share"])["times"]
+    powers = [
+        math.log(more / less)
+        / math.log(reach[f"{JUDGED} after training", less] / reach[f"{JUDGED} after training", more])
+        for more, less in pairwise(TAIL)
+    ]
+    first, middle, last = TAIL
+    batches = next(name for name in BATCHES if name != JUDGED)
+    return Sentence(
+        f"Over its largest {SHARE:.0%} the gradient noise of the {network} has a tail index of "
+        f"{told[JUDGED, 'at the start']:.1f} at the start and of {told[JUDGED, 'after training']:.1f} after "
+        f"{indices['steps'].iloc[0]} steps for single examples, and of {told[batches, 'at the start']:.1f} and "
+        f"{told[batches, 'after training']:.1f} for {batches}, which are not judged (geometric means). After training "
+        f"the share of examples above a norm falls with its power {powers[0]:.1f} from {first:.0%} to {middle:.0%} and "
+        f"{powers[1]:.1f} from {middle:.0%} to {last:.1%}, where a power law has one power.",
+        figure="noise_quantiles", claims=(FINITE.id,),
+    )  # fmt: skip
 
 
 def _quantiles(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -218,8 +197,9 @@ def draw_quantiles(noise_quantiles: pd.DataFrame) -> Any:
 
 @drawing.figure(
     "noise_indices", "The tail index of gradient noise",
-    lambda noise_indices: f"Hill's estimate over the largest {SHARE:.0%} of the norms; median of "
-    f"{noise_indices['n'].min()} networks with 95 % intervals. Below 2 a variance is infinite.",
+    lambda noise_indices: f"Hill's estimate over the largest {SHARE:.0%} of the norms; geometric mean of "
+    f"{noise_indices['n'].min()} networks with 95 % intervals. Below 2 a power law has infinite variance; batches are "
+    "not judged.",
 )  # fmt: skip
 def draw_indices(noise_indices: pd.DataFrame) -> Any:
     """Indices, a row for examples and batches, before and after training, a panel a network."""
@@ -231,10 +211,13 @@ def draw_indices(noise_indices: pd.DataFrame) -> Any:
 METHOD = f"""**Noise tails.** Gradients of single examples, less their mean, and of batches of 16 drawn from them; a
 ReLU network of three layers on 8 x 8 digits (SGD) and a transformer of two layers that reads plays by character (Adam),
 before and after training. The tail index of their norms is Hill's (1975, Ann. Stat. 3, 1163) over the largest
-{SHARE:.0%}. Data are finite, so that no variance is infinite: an index below 2 says that, as far out as the data
-reach, rare gradients carry most of it. Zhang et al. (2020, arXiv:1912.03194) say that heavy-tailed noise is one cause
-of what adaptive and clipped steps gain with attention. Known laws: a linear model at its minimum, whose targets have
-symmetric Pareto noise."""
+{SHARE:.0%}. It says how fast the tail falls there, not which moments exist: data are finite, and so is their variance;
+a lognormal law of sigma 1.5, of which all moments are finite, reads {lognormal_index(1.5, SHARE):.1f}. An index below 2
+says that, as far out as the data reach, rare gradients carry most of the variance. Zhang et al. (2020,
+arXiv:1912.03194) say that heavy-tailed noise is one cause of what adaptive and clipped steps gain with attention.
+Batches are shown, not judged: the largest {SHARE:.0%} of them are no tail yet, and where the examples' index is 1.5
+half of the draws or more read above 2. Known laws: a linear model at its minimum, whose targets have symmetric Pareto
+noise, over single examples, ten times as many as the networks have."""
 PART = Part(
     "noise_tails", (FINITE, KNOWN), SIZES, grids, run, analyse, (draw_quantiles, draw_indices), METHOD
 )  # fmt: skip

@@ -173,13 +173,14 @@ def grows(pairs: Sequence[Compared]) -> Iterator[Answer]:
         for each in pairs if each.what == GAIN
     }  # fmt: skip
     first, last = min(batch for _, batch in gains), max(batch for _, batch in gains)
-    asked = {}
+    asked, shares = {}, {}
     for pair in dict.fromkeys(pair for pair, _ in gains):
         if first < last and {(pair, first), (pair, last)} <= set(gains):
             (small, one), (large, other) = gains[pair, first], gains[pair, last]
             both = small.index.intersection(large.index)
             found = stats.paired(large[both], small[both], log=True, margin=PACE, test="t")
             asked[(pair,)] = training.unsettled(found, one or other)
+            shares[pair] = [stats.mean(each[both].to_numpy(), log=True).value for each in (large, small)]
     question = Question.of("rate_gain", ("pair",), asked, label="{pair}", reference="the same gain")
     if not question:
         return
@@ -196,8 +197,9 @@ def grows(pairs: Sequence[Compared]) -> Iterator[Answer]:
         if (where := side(found)) is not None:
             yield Sentence(
                 f"In networks {pair}, batch normalization's larger learning rate "
-                f"{words[where].format(f'at batch {last}')} at batch {first}: the share of steps that remains is "
-                f"{found.effect.value:.2g} times as large.",
+                f"{words[where].format(f'at batch {last}')} at batch {first}: of the steps that it takes at the other "
+                f"network's rate it takes {shares[pair][0]:.2g} at batch {last} and {shares[pair][1]:.2g} at batch "
+                f"{first}.",
                 figure="rate_gains", claims=(GROWS.id,),
             )  # fmt: skip
 

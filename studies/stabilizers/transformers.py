@@ -140,6 +140,10 @@ def _sensitivities(figures: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 TOLD = {"growth": "growth of the attention logits", "log_z": "distance of log Z from zero"}
+HOW = {
+    "growth": "the largest attention logit grows {:,g}-fold from the lowest rate to the highest, {:,g}-fold without it",
+    "log_z": "log Z lies {:,g} nats from zero, {:,g} without it",
+}
 
 
 def against_plain(figures: pd.DataFrame, claim: Claim, name: str, other: str, margin: float) -> Iterator[Answer]:
@@ -155,20 +159,20 @@ def against_plain(figures: pd.DataFrame, claim: Claim, name: str, other: str, ma
     table = claim.id.rpartition("/")[2]
     question = Question.of(table, ("what",), asked, label="{what}", reference="the same")
     yield question.table()
-    ratio, change = question.members[TOLD[other],].effect.value, question.members["sensitivity of the loss",].effect
-    medians = " against ".join(f"{each[other].median():.3g}" for each in (one, plain))
+    change = question.members["sensitivity of the loss",].effect
+    told = HOW[other].format(*(float(f"{each[other].median():.3g}") for each in (one, plain)))
+    means = [f"{each['sensitivity'].mean():.3f}" for each in (one, plain)]
     yield question.verdict(
         claim, below, shown=("sensitivity of the loss",), unit="nats more than without it",
-        why=f"the {TOLD[other]} is {ratio:.3g} times that without it ({medians}, medians), the sensitivity "
-        f"{one['sensitivity'].mean():.3g} against {plain['sensitivity'].mean():.3g} nats",
+        why=f"{told} (medians); the sensitivity is {means[0]} in place of {means[1]} nats",
         method=f"sensitivity: mean over rates of {RATES[0]:g} to {RATES[-1]:g} of the training loss, at most that at "
         f"the start, minus the least, paired t by seed, margin {NATS:g} nats; {TOLD[other]}: median of ratios, "
         f"margin a factor of {margin:g}; lower is true",
     )  # fmt: skip
     yield Sentence(
-        f"Over learning rates from {RATES[0]:g} to {RATES[-1]:g} a {name.replace(', ', ' transformer with ')} has "
-        f"{ratio:.3g} times the {TOLD[other]}; its mean loss above the best changes by {change.value:+.2f} "
-        f"[{change.low:+.2f}, {change.high:+.2f}] nats.",
+        f"Over learning rates from {RATES[0]:g} to {RATES[-1]:g}, in a {name.replace(', ', ' transformer with ')}, "
+        f"{told} (medians); the mean loss is {means[0]} nats above the best in place of {means[1]}, a change of "
+        f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}].",
         figure="transformer_stabilizers", claims=(claim.id,),
     )  # fmt: skip
 
@@ -221,7 +225,8 @@ def _panels(rates: pd.DataFrame, names: Mapping[str, str], by: str) -> Any:
 
 @drawing.figure(
     "transformer_stabilizers", "QK-norm and z-loss against the learning rate",
-    lambda transformer_rates: f"Median and middle 90 % of {transformer_rates['n'].min()} seeds, trained by Adam.",
+    lambda transformer_rates: f"Median and middle 90 % of {transformer_rates['n'].min()} seeds, trained by Adam; where "
+    "a line is not seen, another lies on it.",
 )  # fmt: skip
 def draw_stabilizers(transformer_rates: pd.DataFrame) -> Any:
     """Loss, attention logits and log Z by rate."""

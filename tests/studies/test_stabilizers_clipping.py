@@ -76,13 +76,18 @@ def test_clipping_before_unscaling_clips_at_the_bound_over_the_scale() -> None:
     assert found["predicted"] == 1 / 256
 
 
-def made_up(wider: float) -> Iterator[Rows]:
-    """Losses of networks that learn at 4 rates without clipping, and at `wider` times as many with it."""
+def made_up(wider: float, other: float | None = None) -> Iterator[Rows]:
+    """Losses of networks that learn at 4 rates without clipping, and at `wider` times as many with it.
+
+    With an `other` there is a second way, of which that many are for seeds that choose, as many as without for others.
+    """
+    ways = ("none", "norm 1") if other is None else ("none", "norm 1", "value 1")
     for network in clipping.NETWORKS:
-        for way in ("none", "norm 1"):
+        for way in ways:
             for seed in (-2, -1, *range(8)):
+                times = {"none": 1.0, "norm 1": wider, "value 1": (other or 1.0) if seed < 0 else 1.0}[way]
                 for k, lr in enumerate(clipping.RATES):
-                    learns = 5 <= k < 5 + 4 * (wider if way != "none" else 1) + (seed % 2)
+                    learns = 5 <= k < 5 + 4 * times + (seed % 2)
                     parameters = {"part": "clipping", "network": network, "way": way, "lr": lr, "seed": seed}
                     case = Case.of({**parameters, "width": 8, "steps": 4, "batch": 32})
                     loss = 0.2 + 0.01 * k if learns else math.nan if k > 10 else 2.0
@@ -97,6 +102,22 @@ def test_wider_windows_hold_the_claim_and_equal_ones_refute_it(analysed) -> None
     assert analysed(clipping.PART, made_up(1.0)).statuses["N07"] is Status.FAILS
 
 
+def test_the_widest_window_is_chosen_by_seeds_that_are_not_reported(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    answers = analysed(clipping.PART, made_up(1.5, other=2.0))
+    told = "without clipping and over 4.5 with value clipping at 1, which other seeds had as the widest of 2 ways"
+    assert all(told in text for text in answers.sentences)
+    assert answers.verdicts["N07"].says.startswith("true for 1, false for 1 of 2 ways in the explosive network; ")
+
+
+def test_undecided_ways_are_counted_with_what_they_change(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    verdict = analysed(clipping.PART, (row for row in made_up(1.25))).verdicts["N07"]
+    assert (
+        verdict.says
+        == "undecided for 1 of 1 ways in the explosive network; undecided for 1 of 1 ways in the tame network"
+    )
+    assert "the undecided change it by +1.0 to +1.0 in the explosive network" in verdict.why
+
+
 def rested(shift: float) -> Iterator[Rows]:
     for law in clip_bias.LAWS:
         for seed in range(10):
@@ -108,3 +129,4 @@ def rested(shift: float) -> Iterator[Rows]:
 def test_a_point_of_rest_elsewhere_refutes_theory(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
     assert analysed(clip_bias.PART, rested(0.0)).statuses["clipping_bias"] is Status.HOLDS
     assert analysed(clip_bias.PART, rested(0.2)).statuses["clipping_bias"] is Status.FAILS
+    assert "rests within 0.0012 of it" in analysed(clip_bias.PART, rested(0.00123)).sentences[0]

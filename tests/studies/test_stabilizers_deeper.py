@@ -41,13 +41,14 @@ def test_a_run_that_diverged_has_none_right() -> None:
     assert nets.accuracy(torch.tensor([[1.0, 0.5], [0.0, 1.0]]), torch.tensor([0, 0])) == 0.5
 
 
-def made_up(part: Part, accuracies: dict[tuple[str, int], float]) -> Iterator[Rows]:
-    """Networks of these accuracies at their middle rate, of half as much at the others."""
+def made_up(part: Part, accuracies: dict[tuple[str, int], float], last: int = 0) -> Iterator[Rows]:
+    """Networks of these accuracies at their middle rate, at depth `last` the largest, of half as much at the others."""
     for (kind, depth), value in accuracies.items():
+        best = 1.0 if depth == last else 0.1
         for lr in (0.01, 0.1, 1.0):
-            for seed in range(-3, 10) if lr == 0.1 else range(-3, 0):
+            for seed in range(-3, 10) if lr == best else range(-3, 0):
                 case = Case.of({"part": part.name, "kind": kind, "depth": depth, "lr": lr, "seed": seed})
-                end = (value if lr == 0.1 else value / 2) + 1e-4 * (seed * depth % 7)
+                end = (value if lr == best else value / 2) + 1e-4 * (seed * depth % 7)
                 for metric in nets.OUTCOMES:
                     yield case.rows(metric, 0.0 if metric == "diverged" else end)
 
@@ -60,6 +61,24 @@ def test_degradation_is_told_from_none(analysed) -> None:  # type: ignore[no-unt
     answers = analysed(deeper.PART, made_up(deeper.PART, other))
     assert (answers.statuses["N26"], answers.statuses["degradation"]) == (Status.FAILS, Status.FAILS)
     assert any("(skips): 95.0% at 20, 80.0% at 56" in text for text in answers.sentences)
+
+
+@pytest.mark.parametrize(
+    ("last", "deep", "status", "end"),
+    [
+        (56, 0.96, Status.HOLDS, "deeper"),  # a better rate would only raise the deeper network
+        (56, 0.8, Status.INCONCLUSIVE, "deeper"),
+        (20, 0.96, Status.INCONCLUSIVE, "shallowest"),
+    ],
+)
+def test_a_rate_at_the_end_of_its_grid_leaves_one_direction_open(  # type: ignore[no-untyped-def]  # a fixture
+    last: int, deep: float, status: Status, end: str, analysed
+) -> None:
+    answers = analysed(deeper.PART, made_up(deeper.PART, {("skips", 20): 0.95, ("skips", 56): deep}, last))
+    assert answers.statuses["N26"] is status
+    table = answers.tables["deeper"]
+    assert set(table["rate_at_grid_end"]) == {end}
+    assert set(table["not_worse"]) == {"true" if status is Status.HOLDS else "undecided"}
 
 
 @pytest.mark.parametrize(("normed", "status"), [(0.951, Status.HOLDS), (0.98, Status.FAILS)])

@@ -145,6 +145,10 @@ def test_growth_and_shares_are_held_against_theory(analysed) -> None:  # type: i
     assert as_predicted.statuses == {"growth": Status.HOLDS, "batch_norm_shrinks": Status.HOLDS}
     assert off.statuses == {"growth": Status.DEPENDS, "batch_norm_shrinks": Status.FAILS}
     assert any("theory has both" in text for text in as_predicted.sentences)
+    assert any(
+        "the gradient's square shrinks to 0.77 of what goes in (geometric mean)" in t for t in as_predicted.sentences
+    )
+    assert set(as_predicted.tables["branch_shares"]["of"]) == set(depth_laws.OF.values())
 
 
 def test_depth_may_come_as_a_float_where_another_part_has_none(tidy) -> None:  # type: ignore[no-untyped-def]
@@ -175,7 +179,7 @@ def test_powers_of_depth_are_told_apart(analysed) -> None:  # type: ignore[no-un
     assert wrong.statuses["pre_ln_stream"] is not Status.HOLDS
 
 
-def trainings(fails: tuple[str, ...]) -> Iterator[Rows]:
+def trainings(fails: tuple[str, ...], best: float = 0.2) -> Iterator[Rows]:
     for scheme in (*deep_stacks.SCHEMES, depth_trained.CONTROL):
         for depth in (8, 32) if scheme != depth_trained.CONTROL else (0,):
             for lr, seed in ((lr, seed) for lr in (0.1, 0.2, 0.4) for seed in range(-3, 14)):
@@ -185,7 +189,7 @@ def trainings(fails: tuple[str, ...]) -> Iterator[Rows]:
                 )  # fmt: skip
                 arrives = scheme not in fails or depth < 32
                 ends = {"steps": 50.0 if arrives else 100.0, "reached": float(arrives), "cut": 0.2}
-                score = -ends["steps"] - (lr != 0.2)
+                score = -ends["steps"] - (lr != best)
                 for metric, value in {**ends, "score": score}.items():
                     yield case.rows(metric, value)
 
@@ -194,6 +198,9 @@ def test_a_scheme_trains_as_deep_as_normalization_or_not(analysed) -> None:  # t
     deep = analysed(depth_trained.PART, trainings(("plain", "norm after")))
     assert deep.statuses["trains_deep"] is Status.HOLDS
     assert any("most do not with plain (0), norm after (0)." in text for text in deep.sentences)
+    edge = analysed(depth_trained.PART, trainings(("plain", "norm after"), best=0.1))
+    told = "undecided with plain (0, at the lowest rate tried), norm after (0, at the lowest rate tried)."
+    assert any(told in text for text in edge.sentences)
     short = analysed(depth_trained.PART, trainings(("plain", "Fixup")))
     assert short.statuses["trains_deep"] is Status.DEPENDS
     assert "false for Fixup" in short.verdicts["trains_deep"].says

@@ -62,7 +62,7 @@ def test_the_tasks_are_learned_by_who_knows_them(task: str) -> None:
         assert x[:, recurrent.KEPT :, : recurrent.SYMBOLS].sum() == 0
 
 
-@pytest.mark.parametrize("kind", gating.STACKS)
+@pytest.mark.parametrize("kind", gating_laws.STACKS)
 def test_a_wide_stack_grows_as_theory_says(kind: str) -> None:
     case = Case.of({"part": "gating", "stage": "stack", "kind": kind, "gain": 1.1, "depth": 4, "width": 400, "seed": 0})
     assert math.log(gating._passed(case, kind)) / 4 == pytest.approx(gating_laws.growth(kind, 1.1, 4) / 4, abs=0.05)
@@ -72,7 +72,7 @@ def made_up(residual: float) -> Iterator[Rows]:
     """Stacks whose gradient is 10 off, with shortcuts `residual`."""
     for gain in gating.GAINS:
         for seed in range(12):
-            for kind in gating.STACKS:
+            for kind in gating_laws.STACKS:
                 case = Case.of({
                     "part": "gating", "stage": "stack", "kind": kind, "gain": gain, "depth": 8, "width": 16,
                     "seed": seed, "length": None, "task": None, "lr": None,
@@ -83,3 +83,31 @@ def made_up(residual: float) -> Iterator[Rows]:
 def test_nearer_gradients_hold_the_claim_and_further_ones_refute_it(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
     assert analysed(gating.PART, made_up(1.0)).statuses["N06"] is Status.HOLDS
     assert analysed(gating.PART, made_up(30.0)).statuses["N06"] is Status.FAILS
+
+
+def test_the_growth_of_a_block_is_told_of_sizes_beside_that_of_critical_weights(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    mean = 8 * math.log(1.5**2)  # of the square, over 8 blocks; the seeds add 0.055
+    (told,) = analysed(gating.PART, made_up(mean - 0.055)).sentences
+    assert "1.50 and 1.50 times with shortcuts" in told
+    assert "at He's weights theory has 1.00, 1.41 and 1.06." in told
+
+
+def reached(left: float) -> Iterator[Rows]:
+    """Gradients that fall by a tenth a step through cells and RNNs; in the identity RNN `left` of them at once."""
+    for kind in recurrent.KINDS:
+        for seed in range(8):
+            case = Case.of({
+                "part": "gating", "stage": "reach", "kind": kind, "gain": None, "depth": None, "width": 8, "seed": seed,
+                "length": 12, "task": None, "lr": None,
+            })  # fmt: skip
+            root = np.where(np.arange(12) > 0, left, 1.0) if kind == "identity RNN" else 0.9 ** np.arange(12.0)
+            yield case.rows("square", root**2 * 1.001 ** (seed * (np.arange(12) > 0)), layer_index=np.arange(12))
+
+
+def test_the_identity_rnn_is_one_of_the_products(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    answers = analysed(gating.PART, reached(0.7))
+    table = answers.tables["additive"].set_index(["sum", "product"])["value"]
+    assert table["chrono LSTM", "identity RNN"] == pytest.approx(math.log(0.9**11) / math.log(0.7), rel=0.05)
+    assert table["chrono LSTM", "RNN"] == pytest.approx(1.0)
+    assert answers.statuses["N06"] is Status.FAILS
+    assert any("starts at the identity 0.70 is left after 8 steps" in text for text in answers.sentences)

@@ -74,6 +74,8 @@ def test_a_gain_at_large_batches_alone(analysed: Callable[..., Any]) -> None:
     assert answers.statuses["N24"] is Status.DEPENDS
     assert answers.statuses["large_batches"] is answers.statuses["rate_gain"] is Status.HOLDS
     assert "saves more at batch 256 than at batch 8" in answers.sentences[0]
+    shares = answers.tables["rate_and_batch"].query("what == @normed.GAIN and pair == 'without skips'")["value"]
+    assert f"it takes {shares.iloc[1]:.2g} at batch 256 and {shares.iloc[0]:.2g} at batch 8." in answers.sentences[0]
 
 
 def test_a_gain_at_every_batch_is_none_at_large_ones_alone(analysed: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -95,3 +96,7 @@ def test_verdicts(analysed: Callable[..., Any], made: tuple[Any, ...], qk_norm: 
     answers = analysed(transformers.PART, rows(*made))
     assert (answers.statuses["qk_norm"], answers.statuses["warmup"]) == (qk_norm, warmup)
     assert answers.statuses["z_loss"] is Status.FAILS
+    for text in (answers.sentences[0], answers.verdicts["qk_norm"].why):
+        told = re.search(r"logit grows (\S+)-fold from the lowest rate to the highest, (\S+)-fold without it", text)
+        assert told
+        assert [float(each) for each in told.groups()] == pytest.approx([made[0] ** 3, 5.0**3], rel=0.02)

@@ -56,7 +56,7 @@ _MEMBERS = {
     "norm": "none batch layer group instance rms",
     "variant": "plain batch_norm layer_norm skips scaled_skips",
     "block": "plain batch_norm skips skips_and_layer_norm",
-    "scaling": "plain 1/sqrt(L) Fixup SkipInit/ReZero LayerScale DeepNorm norm_after layer_norm batch_norm",
+    "stabilizer": "neither QK_norm z_loss",
     "loss": "squared absolute huber cross_entropy hinge",
     "form": "printed torch no_normalization,_no_skips no_normalization,_skip_connections batch_normalization,_no_skips "
     "batch_normalization,_skip_connections layer_normalization,_no_skips layer_normalization,_skip_connections",
