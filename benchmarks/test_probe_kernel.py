@@ -14,6 +14,7 @@ import torch
 
 from depthgauge.probe import compiled, pairs, planes, shuffles
 from depthgauge.probe.compiled import CompiledKernel
+from depthgauge.seeding import Purpose, generator
 
 DISTRIBUTIONS = {
     "normal": lambda z: z,
@@ -53,7 +54,7 @@ def costs(x: torch.Tensor) -> dict[str, float]:
     "size", [size if size == 4096 else pytest.param(size, marks=pytest.mark.full) for size in SIZES]
 )
 def test_a_number(size: int, benchmark: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
-    z = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(size, generator=generator(0, Purpose.DATA))
     found = benchmark.pedantic(lambda: {name: costs(of(z)) for name, of in DISTRIBUTIONS.items()}, rounds=1)
     benchmark.extra_info.update(numbers=size, vectors=compiled.VECTORS, **found)
     with capsys.disabled():

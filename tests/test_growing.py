@@ -81,7 +81,7 @@ def test_studies_are_examined_side_by_side_and_one_that_cannot_be_is_left_out(
     found = side_by_side(stored, ("refine", "walk"))
     assert {name: section.name for name, section in found.items()} == {"refine": "refine", "walk": "walk"}
     monkeypatch.setattr(
-        importlib.import_module("depthgauge.cli.report"), "is_todays", lambda _, study: study.name == "walk"
+        importlib.import_module("depthgauge.cli.growing"), "is_todays", lambda _, study: study.name == "walk"
     )
     assert list(side_by_side(stored, ("refine", "walk"))) == ["walk"]
 

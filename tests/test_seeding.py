@@ -67,6 +67,13 @@ ALLOWED = {
         "depthgauge/checking/attributes.py",
         "each.manual_seed",
     ): "generators of a user's own, for two equal runs",
+    **{
+        (
+            "depthgauge/checking/questions/reproducibility/reseeding.py",
+            call,
+        ): "sees whether a user's loss seeds by itself"
+        for call in ("torch.manual_seed", "random.seed", "np.random.seed")
+    },
     ("depthgauge/restoring.py", "generator.set_state"): "puts back a user's own generator",
     ("depthgauge/workload.py", "generator.set_state"): "puts back a loader's own generator",
 }

@@ -181,7 +181,7 @@ def test_a_case_does_not_depend_on_its_neighbours(name: str, part: str) -> None:
     beside = by_place(tried(name, part).rows)
     for case in quiet[::11][:3]:
         for row in STUDIES[name].run((case,), HERE):
-            np.testing.assert_allclose(row.value, beside[place(row)], rtol=2e-3, atol=1e-4)
+            np.testing.assert_allclose(row.value, beside[place(row)], rtol=2e-3, atol=1e-3)  # of figures about 1
 
 
 @every_study

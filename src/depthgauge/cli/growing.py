@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    from depthgauge.discovery import Found
     from depthgauge.progress import Progress
     from depthgauge.reports.content import Section
     from depthgauge.store import Stored
@@ -180,7 +181,6 @@ def _write(directory: Path, sections: Sequence[Section], coming: Sequence[str]) 
 def _loaded(stored: Stored, name: str) -> Study | None:
     """The study, by the code that its rows were made with; None where that is not to be had here."""
     from depthgauge import discovery
-    from depthgauge.cli.report import is_todays
     from depthgauge.study import StudyError
 
     entry = stored.run["request"][name]
@@ -190,3 +190,12 @@ def _loaded(stored: Stored, name: str) -> Study | None:
     except (StudyError, discovery.UnknownStudyError):
         return None
     return study if is_todays(stored, found) else None
+
+
+def is_todays(stored: Stored, found: Found) -> bool:
+    """Tell whether a study's rows were made by the code that is there now, as far as that is known."""
+    from depthgauge import environment
+
+    entry, fingerprint = stored.run["request"][found.name], stored.run["fingerprint"]
+    made = (entry if found.foreign else fingerprint).get("source")
+    return made in {None, found.source() if found.foreign else environment.source()}

@@ -116,6 +116,7 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
     run was made, but never in the run's own directory, which may have come from anybody.
     """
     from depthgauge import discovery
+    from depthgauge.cli.growing import is_todays
     from depthgauge.study import StudyError
 
     every = {study.name: study for study in discovery.discover(sources)}
@@ -131,15 +132,6 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
         if not is_todays(stored, study):
             output.say(f"{name}: its code has changed since its rows were measured; the analysis is today's")
     return studies
-
-
-def is_todays(stored: Stored, found: Found) -> bool:
-    """Tell whether a study's rows were made by the code that is there now, as far as that is known."""
-    from depthgauge import environment
-
-    entry, fingerprint = stored.run["request"][found.name], stored.run["fingerprint"]
-    made = (entry if found.foreign else fingerprint).get("source")
-    return made in {None, found.source() if found.foreign else environment.source()}
 
 
 def render(stored: Stored, studies: Mapping[str, Study], kept: Mapping[str, Section] | None = None) -> None:

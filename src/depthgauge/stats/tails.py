@@ -1,4 +1,4 @@
-"""How heavy a tail is: the index of a power law, from the largest values."""
+"""Weight of a tail: the index of a power law, from the largest values."""
 
 from __future__ import annotations
 
