@@ -15,7 +15,6 @@ from depthgauge.cli import ending, output
 from depthgauge.cli.errors import nearest, sentences
 
 if TYPE_CHECKING:
-    from depthgauge.discovery import Found
     from depthgauge.reports.content import Section
     from depthgauge.store import Stored
     from depthgauge.study import Study
