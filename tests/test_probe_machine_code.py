@@ -315,3 +315,14 @@ def test_kernels_are_kept_for_later_processes_that_may_load_both():
     assert kept
     for names in (("shuffles", "pairs"), ("pairs", "shuffles")):
         assert kept.items() <= read(*names).items()  # another test may have added to them
+
+
+def test_nobody_waits_for_ever_for_a_process_that_was_stopped(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(machine_code, "PATIENCE", 0.1)
+    with (tmp_path / ".turn").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with machine_code.turn(tmp_path):
+            pass
+        with pytest.raises(BlockingIOError), (tmp_path / ".turn").open("ab") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it was held all the time

@@ -20,7 +20,6 @@ from depthgauge.discovery import Found
 from depthgauge.factories import Input, Target
 from depthgauge.foreign import contained
 from depthgauge.isolation import isolated
-from depthgauge.parts import SecondStage
 from depthgauge.restriction import Restricted, equip, restrict
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
@@ -192,6 +191,8 @@ def _second_stage(requested: StudyRequest, request: Request, rows: StudyRows) ->
 def _grids(
     study: Study, second: Callable[[str, pd.DataFrame], Iterable[Grid]], preset: str, rows: StudyRows
 ) -> tuple[Grid, ...]:
+    from depthgauge.parts import SecondStage  # noqa: PLC0415 - pandas is not needed before this
+
     try:
         with contained(), isolated(f"{study.name}: second stage", study.threads, "cpu"):
             if isinstance(second, SecondStage):

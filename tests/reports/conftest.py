@@ -41,7 +41,9 @@ class FakeStored:
         return self.frames[name]
 
     def rows(self, name: str) -> "FakeRows":
-        return FakeRows(self.frame(name))
+        columns = ["case", "metric", "value", "status", "message"]
+        frame = self.frame(name)
+        return FakeRows(frame if len(frame) else frame.reindex(columns=columns))
 
 
 @dataclass(frozen=True)

@@ -470,7 +470,7 @@ def test_claims_without_a_verdict_are_inconclusive(one):
     assert findings_of(directory)["studies"]["gradient_flow"]["verdicts"] == [{
         "id": "x", "claim": "y", "status": "inconclusive", "observed": None, "low": None, "high": None,
         "predicted": None, "unit": "", "n": 0, "counted": "seeds", "table": "", "condition": "", "answer": "",
-        "reference": "predicted", "margin": None, "log": False, "says": "", "needed": 0, "topic": "",
+        "reference": "predicted", "margin": None, "log": False, "says": "", "needed": 0, "topic": "", "at_edge": "",
         "method": "", "why": "The analysis returned no verdict on this claim.", "settle_command": "",
         "settle": "No larger preset of the study asks for more: it stays open here.",
     }]  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from numba import config
 
 _config: Any = config  # carries no types
+PATIENCE = 60.0  # seconds, several times what a kernel takes; then who has the turn was stopped, and we compile
 
 
 def folder() -> Path | None:
@@ -119,7 +121,7 @@ class Forgiving:
 
 @contextmanager
 def turn(place: Path | None) -> Iterator[None]:
-    """Wait until no other process is in such a block for that folder; do not wait where locks are unknown."""
+    """Wait until no other process is in such a block for that folder, `PATIENCE` at most; not where it has no locks."""
     try:
         import fcntl  # noqa: PLC0415 - not on every system
     except ImportError:
@@ -127,7 +129,9 @@ def turn(place: Path | None) -> Iterator[None]:
     with ExitStack() as held:
         if place is not None:
             with suppress(OSError):  # a disk without locks
-                fcntl.flock(held.enter_context((place / ".turn").open("ab")), fcntl.LOCK_EX)
+                file, until = held.enter_context((place / ".turn").open("ab")), time.monotonic() + PATIENCE
+                while not _is_locked(file.fileno(), fcntl) and time.monotonic() < until:
+                    time.sleep(0.05)
         yield
 
 
@@ -136,3 +140,12 @@ def _or_none(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except Exception:  # noqa: BLE001 # a broken pickle raises anything
         return None
+
+
+def _is_locked(file: int, fcntl: Any) -> bool:
+    """Take a file's lock, if nobody has it; raises OSError on a disk without locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -74,7 +74,7 @@ def _calls(model: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> list[t
             on_meta = any(parameter.is_meta for parameter in model.parameters())
             for device in ("meta", "cpu") if on_meta else ("cpu",):
                 calls.clear()
-                copies = {name: _copy(tensor, device) for part in tensors(model) for name, tensor in part.items()}
+                copies = {n: _copy(tensor, device, dtype) for part in tensors(model) for n, tensor in part.items()}
                 try:
                     call(model, copies, torch.zeros(2, *shape, dtype=dtype, device=device))
                 except (NotImplementedError, RuntimeError):
@@ -88,7 +88,9 @@ def _calls(model: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> list[t
     return calls
 
 
-def _copy(tensor: Tensor, device: str) -> Tensor:
+def _copy(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
+    if tensor.is_floating_point() and dtype.is_floating_point:  # a stack may hold its template's in another format
+        tensor = tensor.to(dtype)
     if device == "meta":
         return tensor.detach().to("meta", copy=True)
     return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device, copy=True)
