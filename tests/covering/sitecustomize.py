@@ -21,7 +21,7 @@ FOLDER = "PYTEST_COVERED"  # where processes leave their notes
 # numba and torch.compile read the bytecode of functions in these files, and know no rewritten one.
 COMPILED = (
     "probe/binades.py", "probe/blocks.py", "probe/hooks.py", "probe/lookup.py", "probe/pairs.py", "probe/planes.py",
-    "probe/session.py", "probe/shuffles.py", "probe/table.py", "probe/turns.py", "probe/window.py", "probe/worker.py",
+    "probe/session.py", "probe/shuffles.py", "probe/table.py", "probe/turns.py", "probe/window.py",
 )  # fmt: skip
 # What runs nowhere but in processes that a test starts; to rewrite all that these import would take them half a second.
 ONLY_THERE = (

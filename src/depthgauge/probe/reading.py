@@ -2,29 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
-import torch
-
 from depthgauge.probe.kernel import Kernel
 from depthgauge.probe.plain import PlainKernel
-
-
-class Beside(Kernel, Protocol):
-    """A kernel whose `observe` may read later."""
-
-    def read_now(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> None:
-        """Append a row at once; raises as `observe`."""
-
-    def hand_over(self) -> None:
-        """Let what waits be read."""
-
-    def end_step(self) -> None:
-        """Decide which tensors may wait from now on, and hand over what waits."""
-
-    def stop(self) -> Kernel:
-        """Read all that waits; returns a kernel that has all rows."""
 
 
 def kernel_for(device: str) -> Kernel:
@@ -41,16 +20,3 @@ def kernel_for(device: str) -> Kernel:
     except ImportError:
         pass
     return PlainKernel()
-
-
-def kernel_beside(miss: Callable[[int, Exception], None]) -> Beside | None:
-    """A kernel that reads main memory beside the step; None where no processor is left for it.
-
-    Args:
-        miss: takes the slot of a tensor that could not be read, and why.
-    """
-    try:
-        from depthgauge.probe import beside  # noqa: PLC0415 # numba takes half a second
-    except ImportError:
-        return None
-    return beside.BesideKernel(miss) if beside.pays() else None

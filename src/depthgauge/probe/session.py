@@ -17,7 +17,7 @@ from depthgauge.probe.layers import Call, Layer, is_inside
 from depthgauge.probe.optimizers import parameters_in
 from depthgauge.probe.outputs import HandedOn, tensors_of
 from depthgauge.probe.parameters import Batch, ParameterReader
-from depthgauge.probe.reading import kernel_beside, kernel_for
+from depthgauge.probe.reading import kernel_for
 from depthgauge.probe.record import (
     ACTIVATION,
     ACTIVATION_GRADIENT,
@@ -46,7 +46,6 @@ class Session:
         every: steps that are recorded.
         scaler: a GradScaler, a number, or None.
         on_step: called after a recorded step.
-        overlap: whether activations and their gradients may be read beside the step.
     """
 
     def __init__(  # noqa: PLR0917 # one caller
@@ -57,7 +56,6 @@ class Session:
         every: int,
         scaler: Any,
         on_step: Callable[[Record], None] | None,
-        overlap: bool = False,
     ) -> None:
         self.record = Record()
         self._module: nn.Module | None = module
@@ -72,9 +70,7 @@ class Session:
         self._forward = ACTIVATION in wanted
         self._backward = ACTIVATION_GRADIENT in wanted
         self._kernels: dict[str, Kernel] = {}
-        self._beside = kernel_beside(self._miss) if overlap else None
-        self._host = self._kernel(torch.empty(0, device="cpu"), self._beside)
-        self._read_now = self._beside.read_now if self._beside is not None else self._host.observe
+        self._host = self._kernel(torch.empty(0, device="cpu"))
         batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
         updated = None
@@ -155,8 +151,6 @@ class Session:
         """Stop recording; hooks on a graph that outlives the block do nothing from here on, and hold no memory."""
         self._open = self._active = False
         self._drop_handles()
-        if self._beside is not None:
-            self.record._kernels[self.record._kernels.index(self._beside)] = self._beside.stop()
         # Another thread may be within a hook just now: it goes on with the state of a block that watches nothing.
         vars(self).update(vars(Session(nn.Module(), None, frozenset(), 1, None, None)), _open=False, _module=None)
 
@@ -169,7 +163,7 @@ class Session:
         """Record a tensor of any kind; False if it cannot be read, which is counted."""
         try:
             with without_torch_function() if function_modes() else nullcontext():
-                (self._read_now if tensor.is_cpu else self._kernel(tensor).observe)(tensor, slot, step, moment)
+                (self._host if tensor.is_cpu else self._kernel(tensor)).observe(tensor, slot, step, moment)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self._miss(slot, error)
             return False
@@ -178,9 +172,9 @@ class Session:
     def _miss(self, slot: int, error: Exception) -> None:
         self.record._miss(self.record._slots[slot].layer, reason_of(error))
 
-    def _kernel(self, tensor: torch.Tensor, kernel: Kernel | None = None) -> Kernel:
+    def _kernel(self, tensor: torch.Tensor) -> Kernel:
         if (name := str(tensor.device)) not in self._kernels:
-            self._kernels[name] = kernel or kernel_for(name)
+            self._kernels[name] = kernel_for(name)
             self.record._kernels.append(self._kernels[name])
         return self._kernels[name]
 
@@ -196,8 +190,6 @@ class Session:
 
     def next_step(self) -> None:
         """End the step."""
-        if self._beside is not None:
-            self._beside.end_step()
         self.record._ended = self._steps.number + 1
         self._tell()
         self._steps.begin(self._steps.number + 1)
@@ -276,8 +268,6 @@ class Session:
             self.record._miss(layer.name, reason_of(error))
         if self._uninitialized:
             self._watch_gradients()
-        if layer.root and self._beside is not None:
-            self._beside.hand_over()
 
     def _on_forward(self, layer: Layer, output: Any) -> None:
         """A forward pass that may be the first after a backward pass, or has come to its end."""

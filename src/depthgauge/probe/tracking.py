@@ -34,7 +34,6 @@ def track(
     every: int = 1,
     on_step: Callable[[Record], None] | None = None,
     last: int | None = None,
-    overlap: bool = False,
 ) -> Iterator[Record]:
     """Record statistics of a module's tensors while the block runs, and change no result.
 
@@ -62,9 +61,6 @@ def track(
         last: keep only so many rows, the last, and stop recording at the first value that is not finite: a
             `NonFiniteWarning` tells of it when the step ends, or a note on the exception that ends the block.
             `Record.first_nonfinite` has that value and the rows up to it.
-        overlap: read activations and their gradients in another thread beside the step, where a processor is left for
-            it, and keep up to 64 MiB of them until they are read. The rows are the same; a tensor that is changed
-            meanwhile is left out and told of, but for changes that PyTorch does not count (docs/probe.md).
 
     Yields:
         The `Record`, which can be read inside the block and after it.
@@ -84,7 +80,7 @@ def track(
     members = None if optimizer is None else members_of(optimizer)
     chosen = chosen_from(module, layers)
     fused = compiled_blocks(module) if wanted & {ACTIVATION, ACTIVATION_GRADIENT} else {}
-    session = Session(module, members, wanted, every, scaler, on_step, overlap)
+    session = Session(module, members, wanted, every, scaler, on_step)
     record = session.record
     ring = None if last is None else Ring(session, last, on_step)
     with ExitStack() as undo:
