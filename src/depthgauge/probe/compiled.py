@@ -13,7 +13,7 @@ from depthgauge.probe import pairs, planes, shuffles
 from depthgauge.probe.blocks import CELLS_AT, CELLS_USED, CHANGE_AT, DENSE_AT, ROWS_AT, ROWS_USED, Method
 from depthgauge.probe.parameters import Look
 from depthgauge.probe.processor import vectors
-from depthgauge.probe.rows import CELLS_A_BLOCK, KEYS, ROWS_A_BLOCK, Job, Ledger, Rows
+from depthgauge.probe.rows import KEYS, ROWS_A_BLOCK, Job, Ledger, Rows
 from depthgauge.probe.tensors import EXACT, SUSPECT, Unreadable, address_of, numbers_of, tracing
 
 VECTORS = vectors()
@@ -22,20 +22,14 @@ _FLOAT, _DOUBLE, _STRIDED = torch.float32, torch.float64, torch.strided
 
 
 class CompiledKernel:
-    """Appends rows to a ledger; one at a time, as Python's lock guarantees.
-
-    Attributes:
-        method: the way of counting.
-        at: address of the state, for compiled code.
-        buffers: what the state refers to.
-    """
+    """Appends rows to a ledger; one at a time, as Python's lock guarantees."""
 
     native: tuple[torch.dtype, ...] = (_FLOAT, _DOUBLE)
 
     def __init__(self, method: Method = METHOD) -> None:
-        self.method = method
+        self._method = method
         self._ledger = Ledger()
-        self.buffers: dict[int, NDArray[Any]] = {
+        self._buffers: dict[int, NDArray[Any]] = {
             ROWS_AT: self._ledger.rows,
             CELLS_AT: self._ledger.cells,
             DENSE_AT: np.zeros(KEYS, np.int64),
@@ -43,9 +37,9 @@ class CompiledKernel:
             **method.buffers(),
         }
         self._state = np.zeros(method.words, np.int64)
-        for word, buffer in self.buffers.items():
+        for word, buffer in self._buffers.items():
             self._state[word] = buffer.ctypes.data
-        self.at = int(self._state.ctypes.data)
+        self._at = int(self._state.ctypes.data)
 
     def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> None:
         """Append a row for a tensor of any kind; integers leave none.
@@ -72,21 +66,13 @@ class CompiledKernel:
         if address < SUSPECT or tracing() is not None:
             address_of(tensor)
         width = 4 if tensor.dtype is _FLOAT else 8
-        while self.method.observe(self.at, address, tensor.numel(), width, slot, step, moment):
-            self.make_room()
+        while self._method.observe(self._at, address, tensor.numel(), width, slot, step, moment):
+            self._make_room()
 
     def observe_all(self, looks: Sequence[Look], step: int, moment: int) -> list[Look]:
         """Append a row for each tensor that can be read where it lies, in one call; returns the others."""
-        jobs, others = self.jobs_of(looks)
-        if jobs:
-            self.observe_jobs(np.array(jobs, np.int64), step, moment)
-        return others
-
-    @staticmethod
-    def jobs_of(looks: Sequence[Look]) -> tuple[list[Job], list[Look]]:
-        """The jobs of tensors that can be read where they lie, and the other tensors."""
         if tracing() is not None:
-            return [], list(looks)
+            return list(looks)
         jobs: list[Job] = []
         others: list[Look] = []
         for look in looks:
@@ -109,32 +95,22 @@ class CompiledKernel:
                     others.append(look)
             except (Unreadable, RuntimeError):
                 others.append(look)
-        return jobs, others
+        if jobs:
+            self._observe_all(np.array(jobs, np.int64), step, moment)
+        return others
 
-    def observe_jobs(self, jobs: NDArray[np.int64], step: int, moment: int) -> None:
-        """Append a row for each job, a row of six words (`rows.Job`)."""
+    def _observe_all(self, jobs: NDArray[np.int64], step: int, moment: int) -> None:
         n, done = len(jobs), 0
-        while (done := self.method.observe_all(self.at, jobs.ctypes.data, n, done, step, moment)) < n:
-            self.make_room()
+        while (done := self._method.observe_all(self._at, jobs.ctypes.data, n, done, step, moment)) < n:
+            self._make_room()
 
-    @property
-    def rows(self) -> int:
-        """Number of rows since the last `clear`."""
-        return self._ledger.held + int(self._state[ROWS_USED])
-
-    @property
-    def is_full(self) -> bool:
-        """Tell whether the next row needs room to be made."""
-        return bool(self._state[ROWS_USED] == ROWS_A_BLOCK or self._state[CELLS_USED] > CELLS_A_BLOCK - KEYS)
-
-    def make_room(self) -> None:
-        """Put the rows aside, so that there is room for others."""
+    def _make_room(self) -> None:
         self._ledger.put_aside(int(self._state[ROWS_USED]), int(self._state[CELLS_USED]))
         self._state[[ROWS_USED, CELLS_USED]] = 0
 
     def read(self) -> Rows:
         """All rows since the last `clear`."""
-        self.make_room()
+        self._make_room()
         return self._ledger.read()
 
     def clear(self, keep: int | None = None) -> None:
@@ -142,13 +118,8 @@ class CompiledKernel:
         if keep is None:
             self._state[[ROWS_USED, CELLS_USED]] = 0
         else:
-            self.make_room()
+            self._make_room()
         self._ledger.clear(keep)
-
-    def put_back(self, rows: Rows) -> None:
-        """Append rows that were read."""
-        self.make_room()
-        self._ledger.put_back(rows)
 
     def nonfinite(self) -> NDArray[np.int64]:
         """Rows with numbers that are not finite, without cells."""
@@ -156,6 +127,6 @@ class CompiledKernel:
 
     def trim(self, last: int) -> None:
         """Forget all rows but the last, and up to a quarter of a block more, as it is not worth while each time."""
-        if self.rows > last + ROWS_A_BLOCK // 4:
-            self.make_room()
+        if self._ledger.held + self._state[ROWS_USED] > last + ROWS_A_BLOCK // 4:
+            self._make_room()
             self._ledger.trim(last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -162,7 +162,10 @@ class Session:
     def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> bool:
         """Record a tensor of any kind; False if it cannot be read, which is counted."""
         try:
-            with without_torch_function() if function_modes() else nullcontext():
+            if function_modes():
+                with without_torch_function():
+                    self._kernel(tensor).observe(tensor, slot, step, moment)
+            else:
                 (self._host if tensor.is_cpu else self._kernel(tensor)).observe(tensor, slot, step, moment)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self._miss(slot, error)

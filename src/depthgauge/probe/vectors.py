@@ -311,12 +311,6 @@ greatest_of = _reduction(_greater)
 
 
 @lowering
-def mask_of(_context: Any, bits: Any) -> Any:
-    """A mask from 32 bits."""
-    return MASK(bits), lambda _context, builder, _typed, operands: builder.bitcast(operands[0], MASK.lowered)
-
-
-@lowering
 def bits_of(_context: Any, mask: Any) -> Any:
     """A mask as a number of as many bits."""
     scalar: Any = {16: types.uint16, 32: types.uint32}[mask.length]
