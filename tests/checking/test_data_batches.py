@@ -215,6 +215,53 @@ def test_a_causal_model_that_is_to_copy(shifted: bool) -> None:
     assert ("unshifted_targets" in kinds(trained(Next(), cut(tokens), loss))) is not shifted
 
 
+class Steps(nn.Module):
+    """A forecast of a series by convolutions, whose last step sees the ones before it, or the one behind it, too."""
+
+    def __init__(self, behind: int = 0) -> None:
+        super().__init__()
+        self.behind, self.conv = behind, nn.Conv1d(2, 2, 3)
+
+    def forward(self, series: Tensor) -> Tensor:
+        padded = functional.pad(series.mT, (2 - self.behind, self.behind))
+        return self.conv(padded).mT  # type: ignore[no-any-return] # a module
+
+
+@pytest.mark.parametrize(
+    ("loss", "behind", "told"),
+    [
+        (lambda out, x: functional.mse_loss(out, x), 0, True),
+        (lambda out, x: functional.mse_loss(out[:, :-1], x[:, 1:]), 0, False),
+        (lambda out, x: functional.mse_loss(out, x), 1, False),
+        (lambda out, x: functional.mse_loss(out + 0.1 * torch.randn_like(out), x) + out.square().mean(), 0, False),
+    ],
+)
+def test_a_forecast_of_the_very_step_that_is_seen(loss: Any, behind: int, told: bool) -> None:
+    series = torch.randn(64, 12, 2).cumsum(1)
+    training = trained(Steps(behind), cut(series), lambda model, batch: loss(model(batch[0]), batch[0]))
+    assert ("unshifted_targets" in kinds(training)) is told
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_a_decoder_that_is_given_what_it_is_to_say(shifted: bool) -> None:
+    class Reverse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(20, 12), nn.Linear(12, 20)
+            self.encoder, self.decoder = (nn.GRU(12, 12, batch_first=True) for _ in range(2))
+
+        def forward(self, tokens: Tensor, said: Tensor) -> Tensor:
+            return self.head(self.decoder(self.embed(said), self.encoder(self.embed(tokens))[1])[0])  # type: ignore[no-any-return] # a module
+
+    tokens = torch.randint(1, 20, (128, 9))
+    goal = tokens.flip(1)
+    said = functional.pad(goal[:, :-1], (1, 0)) if shifted else goal
+    training = trained(
+        Reverse(), cut(tokens, said, goal), lambda m, batch: functional.cross_entropy(m(*batch[:2]).mT, batch[2])
+    )
+    assert ("unshifted_targets" in kinds(training)) is not shifted
+
+
 @pytest.mark.parametrize(("by", "sees", "told"), [(1, 0, False), (2, 0, True), (2, 1, False)])
 def test_labels_that_are_shifted_twice(by: int, sees: int, told: bool) -> None:
     """Two places on is the next token of a model that sees one place more."""

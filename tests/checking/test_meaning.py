@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from depthgauge import Training
 from depthgauge.checking import Finding, check, observing
-from depthgauge.checking.questions.data import addends, called, of_outputs, outputs, pulling, summing
+from depthgauge.checking.questions.data import addends, called, losses, of_outputs, outputs, passing, pulling, summing
 from depthgauge.checking.questions.reproducibility import accumulating
 from depthgauge.checking.subject import Clock, Subject
 
@@ -80,6 +80,62 @@ def test_a_likelihood_whose_exponent_lost_its_sign_has_no_floor() -> None:
     y = x[:, :1] + 0.1
     assert "no_floor" in found(training(held(lambda out, y: likelihood(out, y, 1)), x, y, out=2))
     assert not found(training(held(likelihood), x, y, out=2))
+
+
+def test_a_likelihood_that_lost_its_width_shrinks_away() -> None:
+    x = torch.randn(2 * COUNT, WIDE)
+    of = training(held(lambda out, y: ((y - out[:, :1]).square() * (-out[:, 1:]).exp()).mean()), x, x[:, :1], out=2)
+    assert found(of) == {"shrunk_away"}
+
+
+def focal(probability: Tensor, y: Tensor) -> Tensor:
+    own = probability * y + (1 - probability) * (1 - y)
+    return -((1 - own).square() * own.clamp(1e-6).log()).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (lambda out, y: focal(out.sigmoid().clamp(0.01, 0.99).sigmoid(), y), {"double_sigmoid"}),
+        (lambda out, y: -(y * functional.logsigmoid(out.softmax(1))).mean(), {"double_sigmoid"}),
+        (lambda out, y: -(y * (out.softmax(1) / 2).log_softmax(1)).mean(), {"double_softmax"}),
+        (lambda out, y: -(y * (20 * out.softmax(1)).log_softmax(1)).mean(), set()),
+        (lambda out, y: focal((8 * out.sigmoid() - 4).sigmoid(), y), set()),
+        (lambda out, y: focal(out.sigmoid(), y), set()),
+    ],
+)
+def test_of_scores_by_hand_that_are_bounded_already(loss: Loss, expected: set[str]) -> None:
+    x = torch.randn(2 * COUNT, WIDE)
+    of = training(held(loss), x, (x > 0).float(), out=WIDE)
+    seen = observing.look(of)
+    assert {each.kind for each in losses.findings(seen, passing.Passed(), of.model)} == expected
+
+
+@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("name", ["soft_margin_loss", "hinge_embedding_loss"])
+def test_labels_without_a_sign(name: str, signs: bool) -> None:
+    x = torch.randn(2 * COUNT, WIDE)
+    y = (x[:, :1] > 0).float() * (2 if signs else 1) - int(signs)
+    told = found(training(held(getattr(functional, name)), x, y), called)
+    assert told == (set() if signs else {"labels_without_sign"})
+
+
+@pytest.mark.parametrize("logs", [False, True])
+def test_rates_that_are_exponentiated_again(logs: bool) -> None:
+    x = torch.randn(2 * COUNT, WIDE)
+    of = training(
+        held(lambda out, y: functional.poisson_nll_loss(functional.softplus(out), y, logs)), x, x[:, :1].exp()
+    )
+    assert found(of, called) == ({"exponential_twice"} if logs else set())
+
+
+@pytest.mark.parametrize(("dim", "told"), [(1, True), (2, False)])
+def test_a_softmax_over_places(dim: int, told: bool) -> None:
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        return -out.log_softmax(dim).gather(2, y[..., None]).mean()
+
+    x = torch.randn(2 * COUNT, 7, WIDE)
+    assert found(training(held(loss), x, x[..., :4].argmax(2), out=4)) == ({"softmax_over_places"} if told else set())
 
 
 def smoothed(out: Tensor, y: Tensor, share: float) -> Tensor:
@@ -196,6 +252,7 @@ def triplets(model: nn.Module, batch: Any, order: tuple[int, int, int] = (0, 1, 
         (contrast, set()),
         (lambda model, batch: contrast(model, batch, by=1), {"pulls_others"}),
         (lambda model, batch: contrast(model, batch, factor=0.05), {"flat_loss"}),
+        (lambda model, batch: contrast(model, batch, factor=1.0), set()),
         (triplets, set()),
         (lambda model, batch: triplets(model, batch, (0, 2, 1)), {"pulls_others"}),
         (lambda model, batch: triplets(model, batch, (2, 1, 0)), {"pulls_others"}),
@@ -204,6 +261,23 @@ def triplets(model: nn.Module, batch: Any, order: tuple[int, int, int] = (0, 1, 
 def test_outputs_that_are_drawn_together(loss: Any, expected: set[str]) -> None:
     of = training(loss, torch.randn(2 * COUNT, WIDE), out=8)
     assert found(of, of_outputs, pulling) == expected
+
+
+class Unit(nn.Module):
+    """Embeddings of unit length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDE, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(self.inner(x), dim=1)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.05, {"flat_loss"}), (5.0, set())])
+def test_a_temperature_of_outputs_that_the_model_normalizes(factor: float, expected: set[str]) -> None:
+    of = training(lambda model, batch: contrast(model, batch, 0, factor), torch.randn(2 * COUNT, WIDE), net=Unit())
+    assert found(of) == expected
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(30.0, {"outweighed"}), (1e-4, set())])

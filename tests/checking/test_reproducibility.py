@@ -377,6 +377,23 @@ def test_a_model_that_sees_the_next_token(causal: bool) -> None:
     assert not causal or "no output depends on a later token" in answer.says
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_forecast_that_sees_the_next_step(causal: bool) -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(2, 2, 3)
+
+        def forward(self, series: Tensor) -> Tensor:
+            return self.conv(functional.pad(series.mT, (2, 0) if causal else (1, 1))).mT  # type: ignore[no-any-return] # a module
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return functional.mse_loss(model(batch[0])[:, :-1], batch[0][:, 1:])
+
+    answer = asked(training(Steps(), torch.randn(64, 10, 2).cumsum(1), loss=loss))
+    assert ("sees_future" in kinds(answer)) is not causal
+
+
 def test_a_model_that_fills_in_tokens_may_see_all_of_them() -> None:
     torch.manual_seed(0)
     tokens = torch.randint(20, (64, 10))

@@ -219,6 +219,24 @@ def test_weights_that_go_through_a_softmax_again(again: bool) -> None:
     assert found == ({"softmax_twice": ("model", "score")} if again else {})
 
 
+@pytest.mark.parametrize("way", ["triangle", "lengths", "causal", "relu"])
+def test_scores_that_a_mask_makes_0(way: str) -> None:
+    ends = (torch.arange(LENGTH) < torch.randint(2, LENGTH, (ROWS, 1)))[:, None]
+
+    def act(self: _Sequence, x: Tensor) -> Tensor:
+        scores = self.score(x) @ x.mT  # type: ignore[operator] # a module
+        masked = {
+            "triangle": scores.tril(),
+            "lengths": scores * ends[: len(x)],
+            "causal": scores.masked_fill(scores.new_ones(LENGTH, LENGTH).triu(1).bool(), -1e9),
+            "relu": scores.relu(),
+        }
+        return (masked[way].softmax(2) @ x).mean(1)
+
+    found = _kinds(_Sequence(act, score=nn.Linear(WIDTH, WIDTH)), _sequences())
+    assert ("masked_by_zero" in found) is (way in {"triangle", "lengths"})
+
+
 @pytest.mark.parametrize("every", [1, 4, LENGTH])
 def test_a_state_without_its_gradient(every: int) -> None:
     """Cut between spans of several steps, it is a way to bound the memory."""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from depthgauge.checking.terms import Term, below, short, terms_of
 
+_OF_SCORES = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid"})
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
@@ -18,21 +20,61 @@ class Graph:
     Attributes:
         terms: torch's loss functions in it, with what they were handed.
         pairs: of every softmax and logarithm in it, its name and that of the node below: `("LogSoftmax", "Softmax")`.
+        flattened: likewise of those whose output is nearly even for what is below: a softmax or sigmoid of one.
     """
 
     terms: tuple[Term, ...] = ()
     pairs: frozenset[tuple[str, str]] = frozenset()
+    flattened: frozenset[tuple[str, str]] = frozenset()
 
 
 def graph_of(loss: Tensor) -> Graph:
     """Walk the graph of a loss that has not gone backward yet."""
     found = list(nodes(loss))
-    return Graph(terms_of(found), _pairs(found))
+    return Graph(terms_of(found), _pairs(found), _flattened(found))
 
 
 def _pairs(found: list[Any]) -> frozenset[tuple[str, str]]:
     upper = (node for node in found if short(node) in {"LogSoftmax", "Log"})
     return frozenset((short(node), short(lower)) for node in upper if (lower := next(below(node), None)) is not None)
+
+
+def _flattened(found: list[Any]) -> frozenset[tuple[str, str]]:
+    """Functions of scores that get what another one, or the same, has bounded by 1 already."""
+    uppers = (node for node in found if short(node) in _OF_SCORES)
+    return frozenset(
+        (short(node), short(lower)) for node in uppers if (lower := _bounding(node)) is not None and _even(node)
+    )
+
+
+def _bounding(node: Any) -> Any:
+    """The softmax or sigmoid whose output a function gets, clamped or times a number at most; None where there is none.
+
+    That of a softmax is to be another one's, as weights of attention may be made of gates.
+    """
+    lower = next((each for each in below(node) if not _is_step(each)), None)
+    kinds = {"Softmax"} if short(node) in {"Softmax", "LogSoftmax"} else {"Sigmoid", "Softmax"}
+    return lower if lower is not None and short(lower) in kinds else None
+
+
+def _is_step(node: Any) -> bool:
+    """Tell whether a node clamps, or multiplies by what has no gradient."""
+    single = len([each for each, _ in node.next_functions if each is not None]) == 1
+    return short(node) in {"Clamp", "ClampMin", "ClampMax"} or (short(node) in {"Div", "Mul"} and single)
+
+
+def _even(node: Any) -> bool:
+    """Tell whether a function's output is what numbers between 0 and 1 give: within e of each other."""
+    try:
+        made = node._saved_result.detach() if short(node) != "LogSigmoid" else node._saved_self.detach().sigmoid()
+        if short(node) in {"Sigmoid", "LogSigmoid"}:
+            return bool(((made > 0.49) & (made < 0.74)).all())
+        logs = (made if short(node) == "LogSoftmax" else made.log()).float()
+        dim = node._saved_dim
+        dim = dim - 2**64 if dim >= 2**63 else dim
+        return logs.shape[dim] > 1 and bool((logs.amax(dim) - logs.amin(dim) <= 1.01).all())
+    except Exception:  # noqa: BLE001 - a saved tensor may be changed in place, offloaded by the user's hooks, or gone
+        return False
 
 
 def nodes(loss: Tensor) -> Iterator[Any]:

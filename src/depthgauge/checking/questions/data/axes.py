@@ -23,6 +23,10 @@ KINDS = {
     "softmax_over_examples": Kind(
         "fault", "a softmax of the loss goes along the examples of outputs that are held against an example's label"
     ),
+    "softmax_over_places": Kind(
+        "fault",
+        "a softmax of outputs that are held against a label at each place goes along the places, not the classes",
+    ),
     "scrambled_classes": Kind(
         "fault",
         "scores of one place reach cross-entropy in the rows of several, one class each: a view in place of a"
@@ -38,7 +42,7 @@ KINDS = {
 
 def findings(subject: Subject, outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     """Yield what is found of the outputs' dimensions."""
-    yield from _softmax(outputs, pairs)
+    yield from list(_softmax(outputs, pairs)) or _over_places(outputs, pairs)
     yield from _scrambled(subject)
     yield from _padding(outputs, pairs)
 
@@ -62,6 +66,45 @@ def _softmax(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
                 "take it along the classes (dim=1)", "each example has probabilities of its own", ("loss",),
             )  # fmt: skip
             return
+
+
+def _over_places(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
+    """A softmax of the loss, or of the model at its end, along another dimension than the one that labels choose in."""
+    classes = {outputs.free[pair.leaf].shape: pair.classes for pair in pairs if pair.classes is not None}
+    leaves = {pair.leaf: pair.classes for pair in pairs if pair.classes is not None}
+    if not leaves or len(leaves) < sum(pair.classes is not None for pair in pairs):  # the dimension is not told
+        return
+    for leaf, own in leaves.items():
+        output = outputs.free[leaf].float()
+        logs = output if bool((output <= 0).all()) else output.log()
+        others = [dim for dim in range(1, output.dim()) if dim != own and output.dim() > 2]
+        if not _is_one(logs, own) and (over := next((dim for dim in others if _is_one(logs, dim)), None)) is not None:
+            yield _along_other(over, own, output, "model")
+            return
+    made = [
+        (tuple(node._saved_result.shape), _along(node))
+        for node in nodes(outputs.value(outputs.free))
+        if short(node) in {"Softmax", "LogSoftmax"}
+    ]
+    for shape, own in classes.items():
+        dims = {dim for of, dim in made if of == tuple(shape)}
+        if len(shape) > 2 and dims and own not in dims and 0 not in dims:
+            yield _along_other(dims.pop(), own, torch.empty(shape, device="meta"), "loss")
+            return
+
+
+def _is_one(logs: Tensor, dim: int) -> bool:
+    return logs.shape[dim] > 1 and bool((torch.logsumexp(logs, dim).abs() < 0.01).all())
+
+
+def _along_other(dim: int, own: int | None, output: Tensor, where: str) -> Finding:
+    sizes = " x ".join(map(str, output.shape))
+    return Finding(
+        "softmax_over_places", Status.BROKEN,
+        f"a softmax of {sizes} numbers goes along dimension {dim}, and a label of each place chooses along dimension"
+        f" {own}: probabilities add up to 1 over places, not over an example's {output.shape[own or 0]} classes",
+        f"take it along dimension {own}", "each place has probabilities of its own", ("loss",) if where == "loss" else ("loss", where),
+    )  # fmt: skip
 
 
 def _along(node: object) -> int:

@@ -28,7 +28,12 @@ SEVERAL = 0.1  # of the rows with several labels, from which on rows are not cla
 TOO_SHORT = 0.1  # of the sequences: so many that cannot be aligned are no chance
 _OF_PAIRS = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _STEPS = frozenset({"Round", "Floor", "Ceil", "Trunc", "Sign"})
-_NAMES = frozenset({"kl_div", "cross_entropy", "binary_cross_entropy_with_logits", "nll_loss", "ctc_loss", *_OF_PAIRS})
+_OF_SIGNS = ("soft_margin_loss", "hinge_embedding_loss", "margin_ranking_loss", "cosine_embedding_loss")
+_ABOVE_ZERO = frozenset({"Exp", "Softplus"})
+_NAMES = frozenset(
+    {"kl_div", "cross_entropy", "binary_cross_entropy_with_logits", "nll_loss", "ctc_loss", "poisson_nll_loss"}
+    | {*_OF_PAIRS, *_OF_SIGNS}
+)
 
 KINDS = {
     "divergence_of_others": Kind(
@@ -47,6 +52,12 @@ KINDS = {
         " and one between two equal ones): their loss is infinite, and 0 with zero_infinity",
     ),
     "blank_as_symbol": Kind("fault", "symbols that ctc_loss is to align are the number of its blank"),
+    "labels_without_sign": Kind(
+        "fault", f"a loss that takes labels of -1 and 1 ({', '.join(_OF_SIGNS)}) gets 0 and 1: those of 0 hardly count"
+    ),
+    "exponential_twice": Kind(
+        "fault", "poisson_nll_loss takes logarithms of rates (log_input) and gets numbers that were made to be above 0"
+    ),
     "cut_off_term": Kind(
         "fault", "a loss function's value is part of the loss and has no gradient: its input is detached, or rounded"
     ),
@@ -117,6 +128,9 @@ def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
         yield from _unaligned(call)
         yield from _blank(call)
         return
+    if call.name in _OF_SIGNS:
+        yield from _signs(call)
+        return
     scores, targets = call.given["input"].detach(), call.given["target"].detach()
     if not call.value.requires_grad:
         return
@@ -127,7 +141,9 @@ def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
             " learns from it",
             "hand over the numbers before they are rounded", "the term moves the model", ("loss",),
         )  # fmt: skip
-    if call.name == "kl_div":
+    if call.name == "poisson_nll_loss":
+        yield from _rates(call)
+    elif call.name == "kl_div":
         yield from _divergence(scores, targets, log=bool(call.given["log_target"]))
     elif call.name == "cross_entropy":
         yield from _smoothed(call)
@@ -135,6 +151,32 @@ def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
             yield from _several(subject, scores, targets)
     elif call.name in _OF_PAIRS:
         yield from _numbers(subject, scores, targets)
+
+
+def _signs(call: Called) -> Iterator[Finding]:
+    """Labels of 0 and 1 for a loss whose labels are signs."""
+    labels = call.given["target"].detach()
+    if bool(((labels == 0) | (labels == 1)).all()) and bool((labels == 0).any()) and len(torch.unique(labels)) == 2:
+        share = (labels == 0).float().mean().item()
+        yield Finding(
+            "labels_without_sign", Status.BROKEN,
+            f"{call.name} takes labels of -1 and 1, and gets 0 and 1: the {percent(share)} of 0 are not told apart"
+            " from anything",
+            "hand over 2 * labels - 1", "both labels count", ("loss", "batches"), Measure("share of labels of 0", share),
+        )  # fmt: skip
+
+
+def _rates(call: Called) -> Iterator[Finding]:
+    """Rates where their logarithms are asked for."""
+    made = maker(call.given["input"])
+    if call.given["log_input"] and made in _ABOVE_ZERO and bool((call.given["input"].detach() >= 0).all()):
+        yield Finding(
+            "exponential_twice", Status.BROKEN,
+            f"poisson_nll_loss takes the logarithm of a rate, and gets the output of {made.lower()}, which is never"
+            " below 0: the rate that it makes of it, its exponential, is never below 1",
+            "hand over the numbers before that, or set log_input=False", "rates can be what the targets are",
+            ("loss", "model"),
+        )  # fmt: skip
 
 
 def _divergence(scores: Tensor, targets: Tensor, *, log: bool) -> Iterator[Finding]:

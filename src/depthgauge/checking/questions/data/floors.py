@@ -16,7 +16,7 @@ from depthgauge.seeding import Purpose, generator
 HEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0)  # of the label's score above the others
 RISE = 3.0  # height of another's score, against which the gain is held
 HARDLY = 0.1  # of that rise, which the label's own score gains at most
-FIRM = 0.03  # of the loss, that drawn outputs lose at most in so many steps of their own
+FIRM = 0.08  # of the loss, that drawn outputs lose at most in so many steps of their own
 STEPS, RATE = 100, 0.1
 UNREACHED = 0.2  # of the targets' variance, that no output in its bounds can take away
 BOUNDS = {
@@ -122,14 +122,15 @@ def _flat(outputs: Outputs) -> Iterator[Finding]:
         return
     draws = generator(0, Purpose.OPERANDS)
     values = [normal_like(each, draws) for each in outputs.free]
-    losses = [outputs.loss([scale * each for each in values]) for scale in (1.0, 10.0, 100.0)]
+    unit = all(bool(((each.norm(dim=1) - 1).abs() < 1e-2).all()) for each in outputs.free)  # the model's own work
+    losses = [_of_free(outputs, [scale * each for each in values], unit)[0] for scale in (1.0, 10.0, 100.0)]
     if not losses[0] > 0 or not all(abs(each - losses[0]) < 1e-3 * losses[0] for each in losses):
         return
     leaves = [each.clone().requires_grad_() for each in values]
     adam = torch.optim.Adam(leaves, lr=RATE, foreach=False)
     lowest = losses[0]
     for _ in range(STEPS):
-        loss, given = outputs.gradient(leaves)
+        loss, given = _of_free(outputs, leaves, unit)
         lowest = min(lowest, loss)
         for leaf, gradient in zip(leaves, given, strict=True):
             leaf.grad = gradient
@@ -144,3 +145,14 @@ def _flat(outputs: Outputs) -> Iterator[Finding]:
             "the loss tells good outputs from others", ("loss",),
             Measure("fall of the loss with free outputs", (losses[0] - lowest) / losses[0], unit="of itself"),
         )  # fmt: skip
+
+
+def _of_free(outputs: Outputs, values: Sequence[Tensor], unit: bool) -> tuple[float, tuple[Tensor, ...]]:
+    """The loss and its gradient by outputs, brought to unit length before where they are to be."""
+    if not unit:
+        return outputs.gradient(values)
+    leaves = [each.detach().requires_grad_() for each in values]
+    with torch.enable_grad():
+        made = [torch.nn.functional.normalize(each, dim=1) for each in leaves]
+    loss, given = outputs.gradient(made)
+    return loss, torch.autograd.grad(made, leaves, given)

@@ -29,6 +29,8 @@ UNEVEN = 1e3  # largest over smallest standard deviation of features: the condit
 ENOUGH = 32  # examples below which a constant feature is chance
 TRAINED = 0.5  # of chance, below which a model has learnt on inputs and targets of this scale
 TABLE = 256  # features at most of what is looked at feature by feature; an image has more
+ORDERED = 64  # examples that a feature puts into the order of the target: by chance with 1 / 64!
+ALL_APART = 0.9  # of the examples' targets, and of a feature's values, that are no other's
 LEAKING, GOALS = 4096, 16  # numbers of inputs and of targets at most, for a leak
 RELATED = 0.99999  # correlation of a feature with a target, above which rounding alone parts them
 WASHED = 50.0  # mean over standard deviation, from which on a first layer sees hardly anything but the mean: 0.02 of it
@@ -59,7 +61,8 @@ KINDS = {
     "leak": Kind(
         "fault",
         f"a feature equals the target in {ENOUGH} examples or more that are not all alike, is a multiple of it"
-        f" (correlation above {RELATED:g}), or is one number for each class; of a sequence in most of its places",
+        f" (correlation above {RELATED:g}), rises or falls with it from each of {ORDERED} examples or more to the next,"
+        " or is one number for each class; of a sequence in most of its places",
     ),
     "washed_out": Kind(
         "fault",
@@ -309,7 +312,20 @@ def _tells(values: Tensor, goal: Tensor, target: Column) -> tuple[int, str] | No
     sizes = centred.norm(dim=0) * aim.norm()
     related = torch.where(sizes > 0, (centred * aim[:, None]).sum(0).abs() / sizes.clamp_min(1e-300), 0.0)
     best = int(related.argmax())
-    return (best, "is a multiple of the target") if related[best] > RELATED else None
+    if related[best] > RELATED:
+        return best, "is a multiple of the target"
+    return _in_order(values, goal)
+
+
+def _in_order(values: Tensor, goal: Tensor) -> tuple[int, str] | None:
+    """A feature, of three or more, that rises or falls with the target from each example to the next."""
+    if values.shape[1] < 3 or len(goal) < ORDERED or len(torch.unique(goal)) < ALL_APART * len(goal):
+        return None
+    sorted_ = values[goal.argsort()]
+    steps = sorted_[1:] - sorted_[:-1]
+    varied = (steps != 0).float().mean(0) >= ALL_APART
+    told = (((steps >= 0).all(0) | (steps <= 0).all(0)) & varied).nonzero()[:, 0]
+    return (int(told[0]), "rises with the target, or falls with it,") if len(told) else None
 
 
 def _by_class(values: Tensor, codes: Tensor, classes: int) -> tuple[int, str] | None:

@@ -32,7 +32,10 @@ KINDS = {
         " ln(1 + (C - 1) / e), 1.46 for 10 classes",
     ),
     "squashed_scores": Kind("fault", "scores pass a sigmoid, a tanh or a ReLU before cross-entropy, which bounds them"),
-    "double_sigmoid": Kind("fault", "binary cross-entropy with logits takes scores and gets the output of a sigmoid"),
+    "double_sigmoid": Kind(
+        "fault",
+        "binary cross-entropy with logits, or another sigmoid of the loss, takes scores and gets the output of a sigmoid",
+    ),
     "redundant_log_softmax": Kind("opportunity", "log-softmax is applied twice, which changes nothing and costs time"),
     "log_of_softmax": Kind("opportunity", "the logarithm of a softmax underflows where log-softmax does not"),
     "not_log_probabilities": Kind(
@@ -103,14 +106,38 @@ def findings(seen: Seen, passed: Passed, model: nn.Module) -> Iterator[Finding]:
             "look for a division by zero, a logarithm of 0 or a batch in which nothing counts",
             "steps stay finite", ("loss",), Measure("loss", seen.losses[place]),
         )  # fmt: skip
-    for each in seen.graph.terms:
-        yield from _handed(each, passed)
+    handed = [found for each in seen.graph.terms for found in _handed(each, passed)]
+    yield from handed
     if not seen.graph.terms and ("LogSoftmax", "Softmax") in seen.graph.pairs:
         yield _twice("cross-entropy", "a softmax", "softmax", 0)
+    elif not any(each.kind in {"double_softmax", "double_sigmoid", "squashed_scores"} for each in handed):
+        yield from _flattened(seen)
     term = main_term(seen)
     if term is not None:
         yield from _level(seen, term, model)
         yield from _negated(seen, term)
+
+
+def _flattened(seen: Seen) -> Iterator[Finding]:
+    """A softmax or sigmoid by hand of what has passed one already, anywhere in the loss."""
+    for upper, lower in sorted(seen.graph.flattened):
+        if upper in {"Softmax", "LogSoftmax"}:
+            yield Finding(
+                "double_softmax", Status.BROKEN,
+                f"probabilities go through {'log_softmax' if upper == 'LogSoftmax' else 'softmax'} again, which takes"
+                " scores: it makes them nearly equal, as none gets more than e = 2.7 times another's",
+                "take one of the two out: hand over scores, or use the probabilities themselves",
+                "a probability can be near 1", ("loss", "model"),
+            )  # fmt: skip
+        else:
+            yield Finding(
+                "double_sigmoid", Status.BROKEN,
+                f"the output of {_SQUASHING[lower]} goes through a sigmoid again: what comes out stays between 0.5 and"
+                " 0.73",
+                "take one of the two out: hand over scores, or use the probabilities themselves",
+                "a probability can be near 0 or 1", ("loss", "model"),
+            )  # fmt: skip
+        return
 
 
 def _handed(term: Term, passed: Passed) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -24,6 +25,7 @@ SCALES = (1.0, 3.0, 9.0)
 FASTER = 5.0  # times as far in the second as in the first: by the outputs' size it is 3 times, by its square 9
 FEW = 4  # numbers of an output, each of which is tried
 FAR = (10.0, 20.0, 40.0)  # of the targets' spread
+VANISHES = 0.001  # of the loss, that is left with one output far off, where it is a factor of all errors
 
 KINDS = {
     "pushed_away": Kind(
@@ -39,6 +41,10 @@ KINDS = {
     "no_floor": Kind(
         "fault",
         f"the loss falls by the square of the outputs' size or faster, and {AWAY:.0%} of the examples push theirs on",
+    ),
+    "shrunk_away": Kind(
+        "fault",
+        "of a regression, one output far off brings the loss to next to nothing, whatever other outputs and targets are",
     ),
     "one_sided": Kind("fault", "of two labels' examples those of the one have no gradient, whatever the outputs are"),
     "left_out_examples": Kind(
@@ -242,24 +248,40 @@ def _endless(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     for leaf, output in enumerate(outputs.free):
         if not output.dim() or len(output) != count or output.numel() > FEW * count:
             continue
-        for column in range(output.numel() // count):
-            for sign in (1, -1):
-                losses = [outputs.loss(_set(outputs.free, leaf, column, sign * far * size)) for far in FAR]
-                if (
-                    not all(map(math.isfinite, losses))
-                    or not outputs.loss(outputs.free) > losses[0] > losses[1] > losses[2]
-                ):
-                    continue
-                if 0.7 < (losses[1] - losses[2]) / (2 * (losses[0] - losses[1])) < 1.4:
-                    yield Finding(
-                        "no_floor", Status.BROKEN,
-                        f"the loss falls without end as outputs {'rise' if sign > 0 else 'fall'}: {losses[0]:.3g} at"
-                        f" {sign * FAR[0] * size:.3g}, {losses[2]:.3g} at {sign * FAR[2] * size:.3g},"
-                        " whatever the targets are",
-                        "look for a branch of the loss that is missing, or a sign, on that side of the targets",
-                        "the loss has a least value", ("loss",), Measure("loss of far outputs", losses[2]),
-                    )  # fmt: skip
-                    return
+        for column, sign in itertools.product(range(output.numel() // count), (1, -1)):
+            losses = [outputs.loss(_set(outputs.free, leaf, column, sign * far * size)) for far in FAR]
+            start = outputs.loss(outputs.free)
+            if not all(map(math.isfinite, losses)) or not start > losses[0] > losses[1] > losses[2]:
+                continue
+            way = "rise" if sign > 0 else "fall"
+            if 0.7 < (losses[1] - losses[2]) / (2 * (losses[0] - losses[1])) < 1.4:
+                yield Finding(
+                    "no_floor", Status.BROKEN,
+                    f"the loss falls without end as outputs {way}: {losses[0]:.3g} at"
+                    f" {sign * FAR[0] * size:.3g}, {losses[2]:.3g} at {sign * FAR[2] * size:.3g},"
+                    " whatever the targets are",
+                    "look for a branch of the loss that is missing, or a sign, on that side of the targets",
+                    "the loss has a least value", ("loss",), Measure("loss of far outputs", losses[2]),
+                )  # fmt: skip
+                return
+            if 0 <= losses[2] <= losses[1] < VANISHES * start and _vanishes(
+                outputs, leaf, column, sign * FAR[1] * size
+            ):
+                yield Finding(
+                    "shrunk_away", Status.BROKEN,
+                    f"the loss goes from {start:.3g} to {losses[1]:.3g} as output {column} of each example {way}s to"
+                    f" {sign * FAR[1] * size:.3g}, whatever the others and the targets are: nothing holds it back",
+                    "look for the term that is missing: a likelihood's logarithm of its width, a penalty of a weight",
+                    "the loss falls only where outputs are right", ("loss",), Measure("loss of far outputs", losses[1]),
+                )  # fmt: skip
+                return
+
+
+def _vanishes(outputs: Outputs, leaf: int, column: int, number: float) -> bool:
+    """Tell whether the loss is next to nothing, too, with the other outputs drawn of twice their size."""
+    draws = generator(2, Purpose.OPERANDS)
+    drawn = [2 * each.square().mean().sqrt() * normal_like(each, draws) for each in outputs.free]
+    return abs(outputs.loss(_set(drawn, leaf, column, number))) < VANISHES * abs(outputs.loss(drawn))
 
 
 def _entered(outputs: Outputs, tensor: Tensor) -> bool:

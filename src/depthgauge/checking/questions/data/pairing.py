@@ -17,7 +17,7 @@ from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.batches import targeted
 from depthgauge.checking.questions.data.outputs import scored
-from depthgauge.checking.questions.data.seeing import changed
+from depthgauge.checking.questions.data.seeing import changed, loss_of
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.terms import Term
 from depthgauge.checking.words import percent
@@ -39,7 +39,7 @@ KINDS = {
     ),
     "unshifted_targets": Kind(
         "fault",
-        "a model of sequences that sees a place and those before it is held against the very token that stands there",
+        "a model of sequences that sees a place and those before it is held against what stands there itself",
     ),
 }
 
@@ -111,37 +111,73 @@ def _other(batch: Any, places: set[str | None], example: int) -> Any:
 
 
 def _unshifted(subject: Subject) -> Iterator[Finding]:
-    """Whether a causal model is to say the tokens that it sees."""
+    """Whether a causal model is to say the tokens, or numbers, that it sees."""
     batch, terms = subject.seen.batch, subject.seen.graph.terms
-    term = terms[0] if len(terms) == 1 and terms[0].form == "classes" else None
-    tokens = {
-        place: each
-        for place, each in nested.tensors(batch)
-        if each.dim() == 2 and not each.is_floating_point() and each.shape[1] > 2 and each.dtype is not torch.bool
-    }
-    if term is None or not tokens:
+    term = terms[0] if len(terms) == 1 and terms[0].form in {"classes", "regression"} else None
+    if term is None or (term.form == "regression" and not term.is_all_of(subject.seen.loss)):
         return
-    same = [
-        each.detach().reshape(-1).cpu()
-        for each in tokens.values()
-        if each.numel() == len(term.targets)
-    ]  # fmt: skip
-    counted = term.counted.cpu()
-    if not same or not counted.any() or any((each != term.targets.cpu())[counted].any() for each in same):
+    same = [place for place, each in nested.tensors(batch) if _is_held(each, term)]
+    shapes = {tuple(each.shape[:2]) for place, each in nested.tensors(batch) if place in same}
+    if not same or len(shapes) > 1:
         return
+    if term.form == "regression" and not any(_entered(subject, each) for p, each in nested.tensors(batch) if p in same):
+        return  # numbers that noise is added to
     base = scored(subject.training, batch)
-    last = changed(batch, set(tokens), lambda each: torch.cat([each[:, :-1], each[:, -1:].roll(1, 0)], 1))
-    other = scored(subject.training, last)
-    count, places = next(iter(tokens.values())).shape
-    if base is None or other is None or base[0].shape[:2] != (count, places) or len(torch.unique(term.targets)) < 3:
-        return
-    moved = _moved(base[0], other[0]).reshape(count, places, -1).any(2)
-    if moved[:, -1].any() and not moved[:, :-1].any():
+    moved = [_last_moves(subject, base, place) for place in same]
+    if any(moved):
+        what = "token" if term.form == "classes" else "step of a sequence"
         yield Finding(
             "unshifted_targets", Status.BROKEN,
-            "the model sees each token and those before it, and is held against that same token: it learns to copy",
-            "hold scores[:, :-1] against tokens[:, 1:]", "the model learns what comes next", ("loss", "batches"),
+            f"the model sees each {what} and those before it, and is held against that same {what}: it learns to copy",
+            "hold outputs[:, :-1] against sequences[:, 1:]", "the model learns what comes next", ("loss", "batches"),
         )  # fmt: skip
+
+
+def _is_held(tensor: Tensor, term: Term) -> bool:
+    """Whether sequences, with something to tell in each, are the targets of all places that count."""
+    numbers = term.form == "regression"
+    if tensor.dim() != 2 + numbers or tensor.shape[1] < 3 or tensor.dtype is torch.bool:
+        return False
+    if tensor.is_floating_point() is not numbers or tensor.numel() != len(term.targets):
+        return False
+    counted = torch.ones(len(term.targets), dtype=torch.bool) if numbers else term.counted.cpu()
+    alike = bool((tensor.detach().reshape(-1).cpu() == term.targets.cpu())[counted].all())
+    return bool(counted.any()) and alike and len(torch.unique(term.targets)) >= 3
+
+
+def _entered(subject: Subject, tensor: Tensor) -> bool:
+    """Whether a call of the model gets these very numbers."""
+    seen: list[bool] = []
+
+    def look(_: object, args: object, kwargs: object) -> None:
+        every = (each for _, each in nested.tensors((args, kwargs)))
+        seen.extend(each.shape == tensor.shape and bool((each == tensor).all()) for each in every)
+
+    handle = subject.training.model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        loss_of(subject.training, subject.seen.batch)
+    finally:
+        handle.remove()
+    return any(seen)
+
+
+def _last_moves(subject: Subject, base: tuple[Tensor, Tensor] | None, place: str | None) -> bool:
+    """Whether another example's last place, and none before it, moves the outputs of the last place and no others."""
+    batch = subject.seen.batch
+    tokens = dict(nested.tensors(batch))[place]
+    last = changed(batch, {place}, lambda each: torch.cat([each[:, :-1], each[:, -1:].roll(1, 0)], 1))
+    other = scored(subject.training, last)
+    count, places = tokens.shape[:2]
+    if base is None or other is None or base[0].shape[:2] != (count, places):
+        return False
+    moved = _moved(base[0], other[0]).reshape(count, places, -1).any(2)
+    if not moved[:, -1].any() or moved[:, :-1].any():
+        return False
+    if not tokens.is_floating_point():
+        return True
+    first = changed(batch, {place}, lambda each: torch.cat([each[:, :1].roll(1, 0), each[:, 1:]], 1))
+    early = scored(subject.training, first)  # of numbers also those before it: else it is a code of each place alone
+    return early is not None and bool(_moved(base[0], early[0]).reshape(count, places, -1).any(2)[:, 1:].any())
 
 
 def _shifted_twice(subject: Subject) -> Iterator[Finding]:

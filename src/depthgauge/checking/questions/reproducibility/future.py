@@ -1,4 +1,4 @@
-"""Search for the place in which a model of next tokens sees the tokens that it is to tell."""
+"""Search for the place in which a model of next tokens, or numbers, sees those that it is to tell."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.graphs import nodes
 from depthgauge.checking.questions.reproducibility.calls import Event, recorded
 from depthgauge.checking.questions.reproducibility.mixing import distance, outputs
+from depthgauge.checking.terms import short
 from depthgauge.workload import Training
 
 LEAST = 4  # tokens of a sequence, of which one is changed
@@ -41,19 +42,22 @@ class Future:
 
 
 def future(training: Training, part: Any) -> Future:
-    """Change the last token that the model is given, where the loss's targets are the tokens one place on.
+    """Change the last place that the model is given, where the loss's targets are what stands one place on.
 
     Args:
         training: the user's.
         part: a few examples of a batch.
     """
-    tokens = next((each for _, each in nested.tensors(part) if _is_tokens(each)), None)
-    if tokens is None or not _tells_next(training, part, tokens):
+    every = [each for _, each in nested.tensors(part) if _is_sequence(each)]
+    if not every:
+        return Future()
+    held = _held(training, part)
+    tokens = next((each for each in every if any(_matches(*one, each) for one in held)), None)
+    if tokens is None:
         return Future()
     base = outputs(training, part)
-    length = next(
-        (each.shape[1] for event in base for _, each in event.read if event.edge == "in" and _is_tokens(each)), 0
-    )
+    given = [each for event in base if event.edge == "in" for _, each in event.read]
+    length = next((each.shape[1] for each in given if _begins(each, tokens)), 0)
     if length < LEAST:
         return Future()
     changed = _changed(part, tokens, length - 1)
@@ -64,40 +68,58 @@ def future(training: Training, part: Any) -> Future:
     return Future(moved, band, _first(one, other, length, stop=True)[2])
 
 
-def _is_tokens(tensor: Tensor) -> bool:
-    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
-    return whole and tensor.dim() == 2 and tensor.shape[1] >= LEAST and int(tensor.max()) > 1
+def _is_sequence(tensor: Tensor) -> bool:
+    """Whether it may be tokens (examples, places), or numbers (examples, places, width)."""
+    if tensor.is_complex() or tensor.dtype is torch.bool or tensor.dim() < 2 or tensor.shape[1] < LEAST:
+        return False
+    return tensor.dim() == 3 if tensor.is_floating_point() else tensor.dim() == 2 and int(tensor.max()) > 1
 
 
-def _tells_next(training: Training, batch: Any, tokens: Tensor) -> bool:
-    """Tell whether the targets of the loss's cross-entropy are the tokens, moved by one place."""
+def _begins(given: Tensor, tokens: Tensor) -> bool:
+    """Whether what the model gets are the sequences, or all but their ends."""
+    alike = given.dim() == tokens.dim() and given.dtype is tokens.dtype and len(given) == len(tokens)
+    if not alike or not LEAST <= given.shape[1] <= tokens.shape[1]:
+        return False
+    return torch.equal(given, tokens[:, : given.shape[1]].to(given.device))
+
+
+def _held(training: Training, batch: Any) -> list[tuple[Tensor, int | None]]:
+    """Targets of the loss's cross-entropies and squares, flat, and the class number that does not count."""
+    found: list[tuple[Tensor, int | None]] = []
     with attributes_kept(training), training.untouched(), recorded(training.model, lambda _: None, lambda _: False):
         for node in nodes(training.value(batch)):
-            if node.name().startswith("NllLoss"):
-                target, ignored = node._saved_target.reshape(-1).to(tokens.device), node._saved_ignore_index
-                if _matches(target, tokens, ignored - 2**64 if ignored >= 2**63 else ignored):
-                    return True
-    return False
+            name = short(node)
+            if name.startswith("NllLoss"):
+                ignored = node._saved_ignore_index
+                found.append((node._saved_target.reshape(-1), ignored - 2**64 if ignored >= 2**63 else ignored))
+            elif name in {"MseLoss", "SmoothL1Loss", "HuberLoss"}:
+                found.append((node._saved_target.reshape(-1), None))
+    return found
 
 
-def _matches(target: Tensor, tokens: Tensor, ignored: int) -> bool:
-    rows, length = tokens.shape
-    following = tokens[:, 1:]
+def _matches(target: Tensor, ignored: int | None, tokens: Tensor) -> bool:
+    rows, length = tokens.shape[:2]
+    following, target = tokens[:, 1:], target.to(tokens.device)
+    if tokens.is_floating_point() is not (ignored is None):
+        return False
     if target.numel() == following.numel():
         held = target.reshape(following.shape)
     elif target.numel() == tokens.numel():
-        held = target.reshape(rows, length)[:, :-1]
+        held = target.reshape(rows, length, *tokens.shape[2:])[:, :-1]
     else:
         return False
-    counted = held != ignored
+    counted = held != ignored if ignored is not None else torch.ones_like(held, dtype=torch.bool)
     constant = bool((following == following[:1, :1]).all())
     return bool(counted.any()) and not constant and bool((held == following)[counted].all())
 
 
 def _changed(batch: Any, tokens: Tensor, place: int) -> Any:
     """The batch with another token at a place of every sequence."""
-    others: Tensor = torch.unique(tokens)
-    new = others[(torch.searchsorted(others, tokens[:, place].contiguous()) + 1) % len(others)]
+    if tokens.is_floating_point():
+        new = tokens[:, place].roll(1, 0)
+    else:
+        others: Tensor = torch.unique(tokens)
+        new = others[(torch.searchsorted(others, tokens[:, place].contiguous()) + 1) % len(others)]
 
     def change(tensor: Tensor) -> Tensor:
         if tensor.shape != tokens.shape or not torch.equal(tensor, tokens):

@@ -61,6 +61,11 @@ KINDS = {
         "fault",
         "the weights of an attention add up to one along another axis than that along which the values are added",
     ),
+    "masked_by_zero": Kind(
+        "fault",
+        "a softmax gets rows that end with zeros, from each row's own place on or by the lengths of sequences: a mask"
+        " that multiplies scores, where it is to set them to -inf",
+    ),
     "softmax_twice": Kind(
         "fault",
         "what goes into a softmax are rows above 0 that add up to one, and are not all alike: another softmax's",

@@ -36,6 +36,7 @@ def findings(model: nn.Module, now: Watched, later: Watched | None) -> Iterator[
     yield from _across(now)
     yield from _built(now)
     yield from _twice(now)
+    yield from _zeroed(now)
     yield from _cut_states(now)
     yield from _repeated(model)
 
@@ -222,6 +223,17 @@ def _twice(now: Watched) -> Iterator[Finding]:
     text += " gets more than e = 2.7 times another's"
     yield Finding("softmax_twice", Status.LOOK, text, "take one of the two softmaxes out", "a weight can be near 1",
                   where[:MOST_WHERE])  # fmt: skip
+
+
+def _zeroed(now: Watched) -> Iterator[Finding]:
+    """Scores that a mask has made 0, whose exponential is 1."""
+    if not now.zeroed:
+        return
+    where = tuple(dict.fromkeys(each for pair in now.zeroed.items() for each in pair if each))
+    text = f"scores of masked places are 0 before the softmax in `{where[0]}`, and exp(0) is 1: what is masked gets a"
+    text += " weight like the others"
+    yield Finding("masked_by_zero", Status.BROKEN, text, "set masked scores to -inf (masked_fill) before the softmax",
+                  "masked places have no weight", where[:MOST_WHERE])  # fmt: skip
 
 
 def _cut_states(now: Watched) -> Iterator[Finding]:

@@ -46,6 +46,7 @@ class Watched:
         across: modules whose attention adds up to one along another axis than that of the sum over values.
         strangers: parameters in the loss's graph that neither the model nor the known others have, by pass.
         twice: places where what goes into a softmax are rows of weights that add up to one already.
+        zeroed: places where a softmax gets scores that a mask has set to 0, and the module called last before.
         states: by recurrent cell, calls that got the state of the call before with its gradient, and without it.
     """
 
@@ -61,6 +62,7 @@ class Watched:
     across: set[str] = field(default_factory=set)
     strangers: list[list[Tensor]] = field(default_factory=list)
     twice: dict[str, str] = field(default_factory=dict)
+    zeroed: dict[str, str] = field(default_factory=dict)
     states: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
@@ -241,6 +243,22 @@ def _are_weights(rows: Tensor) -> bool:
     return ones and bool((rows - rows[:1]).abs().max() > CHANGES * rows.max())
 
 
+def _are_cut_by_zero(scores: Tensor) -> bool:
+    """Whether rows end with zeros as a mask leaves them: after the row's own place, or after ends of unequal lengths."""
+    zero = scores == 0
+    if not zero.any() or zero.all() or not torch.is_floating_point(scores):
+        return False
+    run = zero.flip(-1).long().cumprod(-1).sum(-1)  # zeros at each row's end
+    if not bool((run == zero.sum(-1)).all()):
+        return False
+    places = scores.shape[-1]
+    later = torch.arange(places - 1, -1, -1, device=scores.device)
+    if scores.dim() > 2 and scores.shape[-2] == places and bool((run == later).all()):
+        return True
+    rows = run.reshape(len(run), -1)
+    return len(rows) >= LEAST and bool((rows == rows[:, :1]).all()) and len(rows[:, 0].unique()) >= WIDE
+
+
 def _is_torchs(module: nn.Module) -> bool:
     """Whether it is a layer of torch's or a normalization, whose output depends on what it gets."""
     known = type(module).__module__.startswith("torch.nn.modules") or "norm" in type(module).__name__.lower()
@@ -307,6 +325,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
             rows = scores.detach().movedim(dim, -1).reshape(-1, scores.shape[dim])[:4096]
             if _are_weights(rows):
                 self._seen.twice[self._work.place] = self._work.last
+            if _are_cut_by_zero(scores.detach().movedim(dim, -1)):
+                self._seen.zeroed[self._work.place] = self._work.last
         if result.dim() < 3 or result.shape[dim] < WIDE or not torch.is_floating_point(result):
             return
         self._weights[result.data_ptr()] = (result.detach(), dim % result.dim())  # kept: its place is not used again
