@@ -58,9 +58,17 @@ def _bounding(node: Any) -> Any:
 
 
 def _is_step(node: Any) -> bool:
-    """Tell whether a node clamps, or multiplies by what has no gradient."""
-    single = len([each for each, _ in node.next_functions if each is not None]) == 1
-    return short(node) in {"Clamp", "ClampMin", "ClampMax"} or (short(node) in {"Div", "Mul"} and single)
+    """Tell whether a node clamps, or makes numbers smaller by a factor of its own."""
+    name = short(node)
+    if name in {"Clamp", "ClampMin", "ClampMax"}:
+        return True
+    if name not in {"Div", "Mul"} or len([each for each, _ in node.next_functions if each is not None]) != 1:
+        return False
+    try:
+        factor = abs(float(node._saved_other))
+    except Exception:  # noqa: BLE001 - as below, or more numbers than one
+        return False
+    return factor >= 1 if name == "Div" else factor <= 1
 
 
 def _even(node: Any) -> bool:

@@ -103,7 +103,8 @@ def _along_other(dim: int, own: int | None, output: Tensor, where: str) -> Findi
         "softmax_over_places", Status.BROKEN,
         f"a softmax of {sizes} numbers goes along dimension {dim}, and a label of each place chooses along dimension"
         f" {own}: probabilities add up to 1 over places, not over an example's {output.shape[own or 0]} classes",
-        f"take it along dimension {own}", "each place has probabilities of its own", ("loss",) if where == "loss" else ("loss", where),
+        f"take it along dimension {own}", "each place has probabilities of its own",
+        ("loss",) if where == "loss" else ("loss", where),
     )  # fmt: skip
 
 

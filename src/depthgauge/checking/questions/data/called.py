@@ -162,7 +162,8 @@ def _signs(call: Called) -> Iterator[Finding]:
             "labels_without_sign", Status.BROKEN,
             f"{call.name} takes labels of -1 and 1, and gets 0 and 1: the {percent(share)} of 0 are not told apart"
             " from anything",
-            "hand over 2 * labels - 1", "both labels count", ("loss", "batches"), Measure("share of labels of 0", share),
+            "hand over 2 * labels - 1", "both labels count", ("loss", "batches"),
+            Measure("share of labels of 0", share),
         )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ KINDS = {
     "squashed_scores": Kind("fault", "scores pass a sigmoid, a tanh or a ReLU before cross-entropy, which bounds them"),
     "double_sigmoid": Kind(
         "fault",
-        "binary cross-entropy with logits, or another sigmoid of the loss, takes scores and gets the output of a sigmoid",
+        "binary cross-entropy with logits, or another sigmoid of the loss, takes scores and gets a sigmoid's output",
     ),
     "redundant_log_softmax": Kind("opportunity", "log-softmax is applied twice, which changes nothing and costs time"),
     "log_of_softmax": Kind("opportunity", "the logarithm of a softmax underflows where log-softmax does not"),

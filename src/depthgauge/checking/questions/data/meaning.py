@@ -44,7 +44,7 @@ KINDS = {
     ),
     "shrunk_away": Kind(
         "fault",
-        "of a regression, one output far off brings the loss to next to nothing, whatever other outputs and targets are",
+        "of a regression, one output far off brings the loss to next to nothing, whatever others and targets are",
     ),
     "one_sided": Kind("fault", "of two labels' examples those of the one have no gradient, whatever the outputs are"),
     "left_out_examples": Kind(

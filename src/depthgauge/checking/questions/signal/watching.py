@@ -244,7 +244,7 @@ def _are_weights(rows: Tensor) -> bool:
 
 
 def _are_cut_by_zero(scores: Tensor) -> bool:
-    """Whether rows end with zeros as a mask leaves them: after the row's own place, or after ends of unequal lengths."""
+    """Whether rows end with zeros as a mask leaves them: after the row's own place, or ends of unequal lengths."""
     zero = scores == 0
     if not zero.any() or zero.all() or not torch.is_floating_point(scores):
         return False
