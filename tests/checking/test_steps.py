@@ -171,6 +171,20 @@ def test_a_target_network_follows_by_an_average(share: float, found: Kinds) -> N
     assert {each.kind for each in averages.findings(training)} == found
 
 
+@pytest.mark.parametrize(("kept", "found"), [(0.999, {"still_average"}), (0.9, set())])
+def test_an_average_in_bfloat16_that_rounds_away(kept: float, found: Kinds) -> None:
+    model = nn.ModuleDict({"online": nn.Linear(6, 24)})
+    model["target"] = copy.deepcopy(model["online"]).requires_grad_(False).to(torch.bfloat16)
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        for own, new in zip(model["target"].parameters(), model["online"].parameters(), strict=True):
+            own.data.mul_(kept).add_(new.data.to(own.dtype), alpha=1 - kept)
+        return functional.mse_loss(model["online"](batch[0]), 0.9 * model["target"](batch[0].bfloat16()).float() + 1)
+
+    training = Training(model, batches(), loss, torch.optim.SGD(model["online"].parameters(), 0.1))
+    assert {each.kind for each in averages.findings(training)} == found
+
+
 def test_a_target_network_that_is_copied_is_meant() -> None:
     model = nn.ModuleDict({"online": nn.Linear(6, 4)})
     model["target"] = copy.deepcopy(model["online"]).requires_grad_(False)

@@ -26,13 +26,16 @@ from depthgauge.restoring import restored
 from depthgauge.workload import Training
 
 STEPS = 4
+FAR = 1.5  # times the weights that are followed, from which an average takes a share of half a weight
+REACHED = 0.2  # of the weights of an average in a 16-bit format, that then change at least
 CLOSE = 1e-6  # of the largest weight: bits that arithmetic leaves between 1 * w and w
 
 KINDS = {
     "still_average": Kind(
         "fault",
         "weights that follow others by an average (a target network, a teacher) are written to in each step, and never"
-        " change: the share that is taken over is 0",
+        f" change: the share that is taken over is 0; or of its 16-bit weights less than {REACHED:.0%} change were the"
+        f" weights {FAR:g} times as large, tried: it rounds away",
     ),
     "no_average": Kind(
         "fault",
@@ -53,6 +56,12 @@ class _Follower:
     apart: bool = False
     moved: bool = False
     written: set[int] = field(default_factory=set)
+    reached: float = math.nan
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether it is kept in a 16-bit format."""
+        return all(torch.finfo(each.dtype).bits == 16 for each in self.own)
 
 
 def findings(training: Training) -> Iterator[Finding]:
@@ -67,10 +76,16 @@ def findings(training: Training) -> Iterator[Finding]:
         for place, batch in enumerate(training.first(STEPS)):
             if not _stepped(training, batch, followers, first=not place):
                 return
+        coarse = [each for each in followers if each.is_coarse]
+        if coarse:
+            _far_off(training, coarse)
     for each in followers:
         if each.computed < STEPS - 1 or not each.moved:
             continue
-        if not each.changed:
+        if each.is_coarse and each.reached < REACHED:
+            what = f"hardly change, were those even {FAR:g} times as large: in {each.own[0].dtype} what is added"
+            yield _told("still_average", each, f"{what} rounds away", "takes over")
+        elif not each.changed:
             yield _told("still_average", each, "never change: the share that is taken over of them is 0", "takes over")
         elif not each.apart:
             yield _told("no_average", each, "are those after each step: the share that is kept is 0", "keeps")
@@ -128,6 +143,20 @@ def _stepped(training: Training, batch: Any, followers: Sequence[_Follower], *, 
         part.changed |= any(not torch.equal(new, old) for new, old in zip(part.own, own, strict=True))
         part.apart |= not (_same(part.own, led) or _same(part.own, part.led))
     return True
+
+
+def _far_off(training: Training, followers: Sequence[_Follower]) -> None:
+    """Make a step with the weights that are followed far off, and see which share of the average's weights moves."""
+    with torch.no_grad():
+        for part in followers:
+            for one, led in zip(part.own, part.led, strict=True):
+                led.copy_(FAR * one)
+    before = [[_copy(each) for each in part.own] for part in followers]
+    if not math.isfinite(step(training, training.first(1)[0])):
+        return
+    for part, own in zip(followers, before, strict=True):
+        moved = sum(int((new != old).sum()) for new, old in zip(part.own, own, strict=True))
+        part.reached = moved / max(1, sum(int((each != 0).sum()) for each in own))
 
 
 def _copy(tensor: Tensor) -> Tensor:
