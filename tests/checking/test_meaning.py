@@ -263,6 +263,23 @@ def test_outputs_that_are_drawn_together(loss: Any, expected: set[str]) -> None:
     assert found(of, of_outputs, pulling) == expected
 
 
+@pytest.mark.parametrize(("dim", "expected"), [(0, {"norm_over_examples"}), (1, set())])
+def test_cosines_of_rows(dim: int, expected: set[str]) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        a, b = (functional.normalize(model(batch[0] + 0.1 * torch.randn_like(batch[0])), dim=dim) for _ in range(2))
+        return functional.cross_entropy(a @ b.T / 0.1, torch.arange(len(a)))
+
+    assert found(training(loss, torch.randn(2 * COUNT, WIDE), out=8)) == expected
+
+
+def test_correlations_of_columns_are_meant() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        a, b = (functional.normalize(model(batch[0] + 0.1 * torch.randn_like(batch[0])), dim=0) for _ in range(2))
+        return (a.T @ b - torch.eye(8)).square().sum()
+
+    assert not found(training(loss, torch.randn(2 * COUNT, WIDE), out=8))
+
+
 class Unit(nn.Module):
     """Embeddings of unit length."""
 

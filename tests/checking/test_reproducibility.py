@@ -306,6 +306,23 @@ def test_attention_between_examples_and_similarities_are_no_faults() -> None:
     assert answer.status is Status.FINE
 
 
+@pytest.mark.parametrize(("dim", "told"), [(0, True), (1, False)])
+@pytest.mark.parametrize("way", ["spread", "length"])
+def test_a_normalization_by_hand_over_the_examples(way: str, dim: int, told: bool) -> None:
+    def normalized(x: Tensor) -> Tensor:
+        if way == "length":
+            return functional.normalize(x, dim=dim)
+        return (x - x.mean(dim, keepdim=True)) / (x.std(dim, keepdim=True) + 1e-5)
+
+    through = Through(lambda part, x: normalized(part.first(x)), first=nn.Linear(16, 16))
+    assert ("mixes_examples" in kinds(asked(training(plain(through), *rows())))) is told
+
+
+def test_a_spread_of_the_examples_beside_them_is_meant() -> None:
+    beside = Through(lambda _, x: x + x.std(0).mean())
+    assert kinds(asked(training(plain(beside), *rows()))) & {"examples_meet", *FAULTS} == {"examples_meet"}
+
+
 class Experts(nn.Module):
     """Experts that take no more than two examples of a batch each, the first ones."""
 

@@ -27,6 +27,11 @@ KINDS = {
         "fault",
         "a softmax of outputs that are held against a label at each place goes along the places, not the classes",
     ),
+    "norm_over_examples": Kind(
+        "fault",
+        "similarities of all examples are products of rows, and each number is normalized over the examples, not each"
+        " row over its numbers",
+    ),
     "scrambled_classes": Kind(
         "fault",
         "scores of one place reach cross-entropy in the rows of several, one class each: a view in place of a"
@@ -43,6 +48,7 @@ KINDS = {
 def findings(subject: Subject, outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     """Yield what is found of the outputs' dimensions."""
     yield from list(_softmax(outputs, pairs)) or _over_places(outputs, pairs)
+    yield from _crossed(outputs)
     yield from _scrambled(subject)
     yield from _padding(outputs, pairs)
 
@@ -91,6 +97,28 @@ def _over_places(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
         if len(shape) > 2 and dims and own not in dims and 0 not in dims:
             yield _along_other(dims.pop(), own, torch.empty(shape, device="meta"), "loss")
             return
+
+
+def _crossed(outputs: Outputs) -> Iterator[Finding]:
+    """Products of two matrices, of (examples, examples), whose factors have unit length along the other axis."""
+    count = nested.rows(outputs.batch) or 0
+    for node in nodes(outputs.value(outputs.free)):
+        if short(node) != "Mm" or node._saved_self is None or node._saved_mat2 is None:
+            continue
+        rows, other = node._saved_self.detach(), node._saved_mat2.detach().T
+        square = len(rows) == len(other) and len(rows) in {count, 2 * count} and rows.shape[1] >= 3
+        if square and all(_is_unit(each, 0) and not _is_unit(each, 1) for each in (rows, other)):
+            yield Finding(
+                "norm_over_examples", Status.BROKEN,
+                f"similarities of {len(rows)} examples are products of rows of {rows.shape[1]} numbers, and what has"
+                " length 1 are the columns: each number is normalized over the examples",
+                "normalize along the last dimension (dim=-1)", "similarities are cosines, between -1 and 1", ("loss",),
+            )  # fmt: skip
+            return
+
+
+def _is_unit(matrix: Tensor, dim: int) -> bool:
+    return bool(((matrix.float().norm(dim=dim) - 1).abs() < 1e-2).all())
 
 
 def _is_one(logs: Tensor, dim: int) -> bool:

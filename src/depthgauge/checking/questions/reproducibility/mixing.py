@@ -7,6 +7,7 @@ and what mixes examples by mistake (a reshape, a recurrence along the wrong dime
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from depthgauge import nested, seeding
 from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.graphs import nodes
 from depthgauge.checking.questions.reproducibility.calls import Event, recorded
+from depthgauge.checking.terms import below, short
 from depthgauge.restoring import random_states_kept
 from depthgauge.seeding import Purpose
 from depthgauge.workload import Training
@@ -44,7 +46,7 @@ class Mixed:
         kind: class of that module.
         before: module that is the first to be given mixed examples; empty where `culprit` has no child that is.
         meant: why examples are meant to share something; empty where nothing says so.
-        along: an operator that works along the examples' dimension: `softmax`; empty where none was found.
+        along: what works along the examples' dimension: `softmax`, `normalization`; empty where nothing was found.
         why: why it was not tried.
         repeats: whether two calls from one state have the same outputs.
     """
@@ -120,7 +122,8 @@ def _judged(training: Training, part: Any, base: list[Event], again: list[Event]
     order = torch.randperm(count, generator=seeding.generator(0, Purpose.SAMPLE))
     turned = nested.mapped(part, lambda tensor: tensor[order.to(tensor.device)])
     apart = changes(base, outputs(training, turned), lambda a, b: distance(_turned(a, order), b), "out")
-    return replace(found, ordered=apart > found.band, along=_along(training, part, count), meant=_meant(training))
+    along = _along(training, part, count) or _normalized(training, part, count)
+    return replace(found, ordered=apart > found.band, along=along, meant=_meant(training))
 
 
 def outputs(training: Training, batch: Any, *, deep: bool = False) -> list[Event]:
@@ -243,6 +246,38 @@ def _along(training: Training, part: Any, count: int) -> str:
                 if node._saved_dim % 2**64 in {0, 2**64 - len(shape)} and len(shape) > 1 and count == shape[0]:
                     return "softmax" if shape[1] != count else ""
     return ""
+
+
+def _normalized(training: Training, part: Any, count: int) -> str:
+    """A division by a spread or a length along the examples' dimension, in the graph of the module's outputs."""
+    if isinstance(training.model, torch.jit.ScriptModule):  # whose calls cannot be hooked
+        return ""
+    seen: list[Tensor] = []
+
+    def keep(_: object, __: object, output: object) -> None:
+        seen.extend(each for _, each in nested.tensors(output) if each.grad_fn is not None)
+
+    with attributes_kept(training), training.untouched():
+        training.model.eval()
+        handle = training.model.register_forward_hook(keep)
+        try:
+            training.value(part)
+        finally:
+            handle.remove()
+        divisions = (node for each in seen for node in nodes(each) if short(node) == "Div")
+        return "normalization" if any(_spreads(node, count) for node in divisions) else ""
+
+
+def _spreads(node: Any, count: int) -> bool:
+    """Tell whether what a division divides by is taken along the first dimension, of so many examples."""
+    if len(node.next_functions) < 2 or (lower := node.next_functions[1][0]) is None:
+        return False
+    for each in (lower, *itertools.islice(below(lower), 3)):
+        if short(each) in {"Std", "Var", "LinalgVectorNorm"}:
+            given, dims = each._saved_self, each._saved_dim
+            first = dims is not None and [dim % 2**64 for dim in dims] in ([0], [2**64 - given.dim()])
+            return bool(first and given.dim() > 1 and len(given) == count)
+    return False
 
 
 def _meant(training: Training) -> str:

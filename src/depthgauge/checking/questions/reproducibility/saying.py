@@ -20,7 +20,8 @@ KINDS = {
     "order_of_sums": Kind("property", "two runs from the same state and seeds differ, by no more than rounding"),
     "mixes_examples": Kind(
         "fault", "in eval mode an example's output moves when another example of its batch is replaced, by"
-        f" {_HALF}, and also depends on their order, or a softmax or attention works along the examples' dimension",
+        f" {_HALF}, and also depends on their order, or a softmax, attention or normalization works along the"
+        " examples' dimension",
     ),
     "examples_meet": Kind("property", "in eval mode outputs depend on the batch's other examples, not on their order"),
     "keeps_state": Kind("property", "a second call on the same batch, in eval mode, returns other outputs"),
