@@ -412,3 +412,32 @@ def test_a_label_among_the_features(leaks: bool) -> None:
     x, y = table()
     rows = torch.cat([x, functional.one_hot(y if leaks else y.roll(1), 4).float()], 1)
     assert ("leak" in kinds(trained(perceptron(12, 4), cut(rows, y)))) is leaks
+
+
+@pytest.mark.parametrize("sorted_too", [True, False])
+def test_sequences_that_are_to_be_sorted_by_their_lengths(sorted_too: bool) -> None:
+    """What a trial changes about their order is refused, and costs no other trial."""
+
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.rnn, self.head = nn.Embedding(20, 12), nn.GRU(12, 24, batch_first=True), nn.Linear(24, 2)
+
+        def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(self.embed(tokens), lengths, batch_first=True)
+            return self.head(self.rnn(packed)[1][-1])  # type: ignore[no-any-return] # a module
+
+    def batch() -> list[Tensor]:
+        tokens, lengths = torch.randint(3, 20, (32, 8)), torch.randint(3, 9, (32,))
+        labels, order = torch.randint(2, (32,)), lengths.argsort(descending=True)
+        tokens[:, 1] = labels + 1
+        return [tokens[order], lengths[order], labels[order] if sorted_too else labels]
+
+    model = Packed()
+    training = Training(
+        model, [batch() for _ in range(16)], lambda m, b: functional.cross_entropy(m(*b[:2]), b[2]),
+        torch.optim.Adam(model.parameters(), 1e-2),
+    )  # fmt: skip
+    told = kinds(training)
+    assert "not_measured" not in told
+    assert ("independent_targets" in told) is not sorted_too

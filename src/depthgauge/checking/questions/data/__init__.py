@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
@@ -35,6 +36,7 @@ from depthgauge.checking.questions.data import (
 )
 from depthgauge.checking.questions.data.figure import draw
 from depthgauge.checking.subject import Subject
+from depthgauge.workload import WorkloadError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,21 +63,32 @@ def ask(subject: Subject) -> Answer:
     read = batches.read(subject)
     terms = seen.graph.terms
     fitted = fitting.fit(subject)
-    found = [
-        *losses.findings(seen, passed, subject.training.model), *modes.findings(subject.training, passed),
-        *inputs.findings(seen, read, passed, subject.training), *labels.findings(read, terms),
-        *(parts.findings(subject.training, passed, seen.batch) if timely else ()),
-        *values.findings(read, subject.training), *order.findings(subject, read), *padding.findings(subject),
-        *pairing.findings(subject), *belonging.findings(subject, read),
-        *summing.findings(subject), *called.findings(subject), *of_outputs.findings(subject),
-        *derivatives.findings(subject), *evaluated.findings(subject), *joined.findings(subject),
-        *stored.findings(subject), *smallest.findings(subject), *addends.findings(subject), *pulling.findings(subject),
-        *fitting.findings(subject, fitted),
+    asked = [
+        losses.findings(seen, passed, subject.training.model), modes.findings(subject.training, passed),
+        inputs.findings(seen, read, passed, subject.training), labels.findings(read, terms),
+        parts.findings(subject.training, passed, seen.batch) if timely else (),
+        values.findings(read, subject.training), order.findings(subject, read), padding.findings(subject),
+        pairing.findings(subject), belonging.findings(subject, read),
+        summing.findings(subject), called.findings(subject), of_outputs.findings(subject),
+        derivatives.findings(subject), evaluated.findings(subject), joined.findings(subject),
+        stored.findings(subject), smallest.findings(subject), addends.findings(subject), pulling.findings(subject),
+        fitting.findings(subject, fitted),
     ]  # fmt: skip
+    found = [finding for each in asked for finding in _those_of(each)]
     less = {_ONE_FACT[each.kind] for each in found if each.kind in _ONE_FACT}
     found = [each for each in found if each.kind not in less]
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
+
+
+def _those_of(asked: Iterable[Finding]) -> Iterator[Finding]:
+    """What a trial finds; up to where the user's code refuses what it is given: that costs no other trial."""
+    try:
+        yield from asked
+    except WorkloadError:
+        raise
+    except Exception:  # noqa: BLE001, S110 - the user's code may raise anything of examples in another order or number
+        pass
 
 
 def _says(subject: Subject, found: list[Finding], fitted: fitting.Fit) -> str:

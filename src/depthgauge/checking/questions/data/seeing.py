@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,19 +62,21 @@ class Moved:
 
 
 def moved(subject: Subject, batch: Any) -> Moved | None:
-    """Move the parts of a batch; None where it has no inputs and targets of an example each, or all are alike."""
+    """Move the parts of a batch; None where it has no inputs and targets of an example each, or refuses those moved."""
     training = subject.training
     targets, others = _parts(subject)
     if nested.rows(batch) is None or not _varied(batch, targets) or not _varied(batch, others):
         return None
-    with random_states_kept():
+    loss = loss_of(training, batch)
+    with random_states_kept(), suppress(Exception):  # of sequences that are to be sorted by their lengths
         return Moved(
-            loss_of(training, batch),
+            loss,
             loss_of(training, changed(batch, others, lambda each: each.roll(1, 0))),
             loss_of(training, changed(batch, targets, lambda each: each.roll(1, 0))),
             loss_of(training, changed(batch, targets, lambda each: each[:1].expand_as(each).clone())),
             _distinct(training, batch),
         )
+    return None
 
 
 def loss_of(training: Training, batch: Any) -> float:
