@@ -16,7 +16,7 @@ from depthgauge.seeding import Purpose, generator
 HEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0)  # of the label's score above the others
 RISE = 3.0  # height of another's score, against which the gain is held
 HARDLY = 0.1  # of that rise, which the label's own score gains at most
-FIRM = 0.08  # of the loss, that drawn outputs lose at most in so many steps of their own
+FIRM = 0.06  # of the loss, that drawn outputs lose at most in so many steps of their own
 STEPS, RATE = 100, 0.1
 UNREACHED = 0.2  # of the targets' variance, that no output in its bounds can take away
 BOUNDS = {
