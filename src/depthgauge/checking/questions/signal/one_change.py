@@ -82,7 +82,9 @@ def findings(subject: Subject) -> Iterator[Finding]:
 
 
 def _says(changed: Trial, plain: Trial) -> str:
-    return f"with {changed.name} the loss after {plain.steps} steps is {changed.ended:.3g} in place of {plain.ended:.3g}"
+    return (
+        f"with {changed.name} the loss after {plain.steps} steps is {changed.ended:.3g} in place of {plain.ended:.3g}"
+    )
 
 
 def _cut(subject: Subject, trials: _Trials) -> Iterator[Finding]:
@@ -102,7 +104,8 @@ def _cut(subject: Subject, trials: _Trials) -> Iterator[Finding]:
         yield Finding("cut_state", Status.BROKEN, text, "detach the state between batches, not between steps",
                       "what came some steps before can be learnt to be kept",
                       tuple(dict.fromkeys((*inside, "model")))[:MOST_WHERE],
-                      Measure("states without gradient in a row", float(chain)), trials.tried(whole, times))  # fmt: skip
+                      Measure("states without gradient in a row", float(chain)),
+                      trials.tried(whole, times))  # fmt: skip
         return
 
 
@@ -114,7 +117,9 @@ def _multiplied(_subject: Subject, trials: _Trials) -> Iterator[Finding]:
     once = trials.with_(f"x handed on once by {len(blocks)} blocks", lambda model: skips.laid_once(model, blocks))
     if remedies.lower(once, trials.plain()) and remedies.way(once, trials.plain()) < WAY:
         product = math.prod(blocks.values())
-        text = f"{len(blocks)} blocks in a row multiply what they get by {np.median(list(blocks.values())):.2g} each, by"
+        text = (
+            f"{len(blocks)} blocks in a row multiply what they get by {np.median(list(blocks.values())):.2g} each, by"
+        )
         text += f" {product:.2g} together, before they add to it; {_says(once, trials.plain())}"
         yield Finding("exploding", Status.LOOK, text, f"let {listed(blocks)} return x + f(x)", "each block counts",
                       (*tuple(blocks)[:MOST_WHERE - 1], "model"), Measure("what is handed on, over what came in",
@@ -140,7 +145,9 @@ def _far(subject: Subject, trials: _Trials) -> Iterator[Finding]:
     scaled = trials.with_("scores of unit size", None, Scaled(1 / size))
     if remedies.better(scaled, trials.plain()) and remedies.way(scaled, trials.plain()) < remedies.HELD:
         layers = [name for name, _ in architecture.layers(trials.training.model)]
-        text = f"scores begin with a standard deviation of {size:.2g}, and the loss at {start:.3g}, where scores of unit"
+        text = (
+            f"scores begin with a standard deviation of {size:.2g}, and the loss at {start:.3g}, where scores of unit"
+        )
         text += f" size have {near:.3g}; {_says(scaled, trials.plain())}"
         yield Finding("scale", Status.BROKEN, text, "draw smaller weights, or divide what is added up or multiplied on "
                       "the way to the scores by its number", "the loss begins where all classes are as likely",
@@ -171,7 +178,8 @@ def _drawn(subject: Subject, trials: _Trials) -> Iterator[Finding]:
     text += f", and {trials.plain(remedies.LONGER).ended:.3g} after {remedies.LONGER} times as many"
     yield Finding("scale", Status.BROKEN, text, f"leave {listed(apart)} as torch draws it (reset_parameters())",
                   "the loss falls from the first steps on", tuple(apart)[:MOST_WHERE],
-                  Measure("way down over that from a new draw", remedies.way(new, trials.plain())), trials.tried(new))  # fmt: skip
+                  Measure("way down over that from a new draw", remedies.way(new, trials.plain())),
+                  trials.tried(new))  # fmt: skip
 
 
 def _settable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -179,9 +187,10 @@ def _settable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, kinds) and own and not hasattr(module, "parametrizations"):
-            if all(each.requires_grad and bool(each.detach().any()) for each in own.values() if each.dim() > 1):
-                yield name, module
+        if not isinstance(module, kinds) or not own or hasattr(module, "parametrizations"):
+            continue
+        if all(each.requires_grad and bool(each.detach().any()) for each in own.values() if each.dim() > 1):
+            yield name, module
 
 
 def _apart(training: Training) -> list[str]:
