@@ -98,7 +98,7 @@ def _evaluated(modules: dict[str, nn.Module], drops: list[str], norms: list[str]
 
 
 def _heavy(rates: dict[str, float], own: dict[str, float]) -> Iterator[Finding]:
-    heavy = [name for name, each in rates.items() if each >= HEAVY] + list(own)
+    heavy = list(dict.fromkeys([*(name for name, each in rates.items() if each >= HEAVY), *own]))
     if heavy:
         rate = max(own.get(name, rates.get(name, 0.0)) for name in heavy)
         kept = f"multiplies the rest by {1 / (1 - rate):.3g}" if rate < 1 else "leaves nothing"

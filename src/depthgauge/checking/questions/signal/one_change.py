@@ -87,7 +87,7 @@ def _says(changed: Trial, plain: Trial) -> str:
     )
 
 
-def _cut(subject: Subject, trials: _Trials) -> Iterator[Finding]:
+def _cut(_subject: Subject, trials: _Trials) -> Iterator[Finding]:
     """A recurrence that detaches its state in each step."""
     with trials.training.untouched():
         chain, inside = cutting.chain(trials.training, trials.batches[0])
