@@ -31,8 +31,8 @@ KINDS = {
     "frozen_layer": Kind(
         "fault",
         "a frozen layer with the weights of a new one, between layers that train, alone among four or more, or a "
-        "head, or several heads side by side, or frozen with another module with whose name its own begins: a frozen part is sound where it was "
-        "trained, is most of the model, has an adapter around it, or is a table of vectors",
+        "head, or several heads side by side, or frozen with another module with whose name its own begins: a frozen "
+        "part is sound where it was trained, is most of the model, has an adapter around it, or is a table of vectors",
     ),
     "tied_by_copy": Kind(
         "fault",
