@@ -62,8 +62,8 @@ def ended(training: Training, rates: Rates, batches: Sequence[Any]) -> Iterator[
     if held > ladder.least(losses(training, batches)) and own < SHORT * held:
         yield Finding(
             "short_schedule", Status.BROKEN,
-            f"after {STEPS} steps the schedule has brought every rate from {rates} to {percent(kinds.LOW_START)} of it or"
-            f" less: they lower the loss by {own:.3g}, and by {held:.3g} where the rate stays",
+            f"after {STEPS} steps the schedule has brought every rate from {rates} to {percent(kinds.LOW_START)} of it"
+            f" or less: they lower the loss by {own:.3g}, and by {held:.3g} where the rate stays",
             "step the schedule once an epoch, or give it the number of all steps",
             f"the loss falls by {held:.3g}, not by {own:.3g}, in the first {STEPS} steps", ("optimizer",),
             Measure("fall of the loss over that at the peak", max(own, 0.0) / held),
