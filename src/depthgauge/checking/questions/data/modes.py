@@ -12,6 +12,7 @@ from depthgauge.checking.words import listed, plural
 from depthgauge.workload import Training
 
 HEAVY = 0.95  # what is kept is multiplied by 1 / (1 - p) = 20, so that its noise is 4.4 times the signal
+MOST_DROPPED = 0.9  # of all numbers in one pass of a module of the user's own: chance leaves 3 in 64 or so of HEAVY
 FEW_VALUES = 2  # normalized by two values, a channel is their sign: +1 and -1, whatever they were
 
 KINDS = {
@@ -21,7 +22,11 @@ KINDS = {
         " batch normalization that trains",
     ),
     "frozen_norm": Kind("property", "some batch normalizations are in evaluation mode, while the model trains"),
-    "heavy_dropout": Kind("fault", f"a dropout rate is {HEAVY} or more: the noise is 4.4 times the signal"),
+    "heavy_dropout": Kind(
+        "fault",
+        f"a dropout rate is {HEAVY} or more, of a layer or a function, so that the noise is 4.4 times the signal; or a"
+        f" module of the user's own sets {MOST_DROPPED:.0%} of what it gets to 0 and multiplies the rest",
+    ),
     "small_norm_batch": Kind(
         "fault",
         f"batch normalization has {FEW_VALUES} values a channel or fewer: two become -1 and +1, whatever they were",
@@ -48,7 +53,9 @@ def findings(training: Training, passed: Passed) -> Iterator[Finding]:
             f"{len(frozen)} of {len(norms)} batch normalizations are in evaluation mode: they use stored statistics",
             where=tuple(frozen),
         )  # fmt: skip
-    yield from _heavy(modules, [name for name in drops if passed.training[name]])
+    rates = {name: _rate(modules[name]) for name in drops if passed.training[name]}
+    own = {name: each for name, each in passed.shares.items() if each >= MOST_DROPPED}
+    yield from _heavy(passed.rates | rates, own)
     yield from _small(passed, [name for name in norms if passed.training[name]])
 
 
@@ -90,10 +97,10 @@ def _evaluated(modules: dict[str, nn.Module], drops: list[str], norms: list[str]
     )
 
 
-def _heavy(modules: dict[str, nn.Module], drops: list[str]) -> Iterator[Finding]:
-    heavy = [name for name in drops if _rate(modules[name]) >= HEAVY]
+def _heavy(rates: dict[str, float], own: dict[str, float]) -> Iterator[Finding]:
+    heavy = list(dict.fromkeys([*(name for name, each in rates.items() if each >= HEAVY), *own]))
     if heavy:
-        rate = max(_rate(modules[name]) for name in heavy)
+        rate = max(own.get(name, rates.get(name, 0.0)) for name in heavy)
         kept = f"multiplies the rest by {1 / (1 - rate):.3g}" if rate < 1 else "leaves nothing"
         yield Finding(
             "heavy_dropout", Status.BROKEN,

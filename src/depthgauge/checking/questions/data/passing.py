@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested
+from depthgauge.checking.questions.data.dropping import Dropped
 from depthgauge.checking.terms import Term
 from depthgauge.workload import Training
 
@@ -52,6 +53,8 @@ class Passed:
         left: whether it is in training mode after the pass.
         values: of each batch normalization that was called, the smallest number of values a channel was normalized by.
         scores: the module's output, where it has one.
+        rates: of modules that call a dropout function, its rate.
+        shares: of modules of the user's own that set numbers to 0 and multiply all others, the share that becomes 0.
     """
 
     first: Reached | None = None
@@ -61,15 +64,18 @@ class Passed:
     left: bool = True
     values: dict[str, int] = field(default_factory=dict)
     scores: Tensor | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 def make(training: Training, batch: Any) -> Passed:
     """Make the pass and leave the training as it was."""
     passed = Passed()
-    with training.untouched(), _hooks(training.model, passed):
+    with training.untouched(), _hooks(training.model, passed), Dropped(training.model, DROPS) as dropped:
         training.value(batch)
         passed.left = training.model.training
     passed.training = {**passed.aside, **passed.training}
+    passed.rates, passed.shares = dropped.rates, dropped.shares
     return passed
 
 

@@ -15,6 +15,11 @@ STEPS = kinds.LONGER * ladder.STEPS
 TRIED = (
     0.05  # share of a weight that a decay takes in so many steps, or a penalty with adaptive steps: less is not tried
 )
+HELD_UP, LEFT = (
+    0.85,
+    4.0,
+)  # of the fall without a decay, and times the loss that is left then: it has come to rest where
+# decay and gradient balance, far above
 PENALTY = 1e-2  # a penalty that Adam divides with the gradient, below which it is not tried
 
 
@@ -23,7 +28,8 @@ def asked(training: Training, rates: Rates) -> bool:
     assert training.optimizer is not None
     for group, rate in zip(training.optimizer.param_groups, rates.peak, strict=True):
         decay = float(group.get("weight_decay") or 0.0)
-        coupled = "betas" in group and not group.get("decoupled_weight_decay")
+        adapts = "betas" in group or "eps" in group  # Adam's, and RMSprop's, Adagrad's, Adadelta's
+        coupled = adapts and not group.get("decoupled_weight_decay")
         if decay >= PENALTY if coupled else rate * decay * STEPS >= TRIED:
             return True
     return False
@@ -38,12 +44,14 @@ def findings(training: Training, rates: Rates, batches: Sequence[Any], rungs: la
             if "weight_decay" in group:
                 group["weight_decay"] = 0.0
         without = ladder.rung(training, rates.present, batches, STEPS, rungs.before).fall
-    if not (without > ladder.least(rungs.before) and own < kinds.LARGE_SHARE * without):
+    share = max(own, 0.0) / without if math.isfinite(own) and without > 0 else 0.0
+    left = (rungs.start - own, rungs.start - without)  # of the loss
+    held_up = share < HELD_UP and left[0] > LEFT * left[1] > 0
+    if not (without > ladder.least(rungs.before) and (share < kinds.LARGE_SHARE or held_up)):
         return
-    share = max(own, 0.0) / without if math.isfinite(own) else 0.0
     measure = f"loss of {len(rungs.before)} batches after {STEPS} steps on them"
     yield Finding(
-        "decay_dominates", Status.BROKEN,
+        "decay_dominates", Status.BROKEN if share < kinds.LARGE_SHARE else Status.LOOK,
         f"with its weight decay {STEPS} steps lower the loss by {own:.3g}, and without it by {without:.3g}",
         "divide weight_decay by 100, or use AdamW with 0.01, whose decay is no part of the gradient",
         f"without decay the loss falls to {rungs.start - without:.3g}, not to {rungs.start - own:.3g}", ("optimizer",),

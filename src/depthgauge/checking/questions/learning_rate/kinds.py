@@ -84,6 +84,11 @@ KINDS = {
         f"a schedule has put every rate to {percent(LOW_START)} of its peak or less, its scheduler is gone or is the"
         " optimizer's own, whose steps leave the rate as it is, and at that rate the loss falls next to nothing",
     ),
+    "short_schedule": Kind(
+        "fault",
+        "after 48 steps a schedule has put every rate to 1 % of its peak or less, and at its peak, tried, as many steps"
+        " lower the loss four times as far",
+    ),
     "never_moved": Kind(
         "fault",
         "neither own steps nor made-up gradients, however large, move float32 weights that the optimizer holds, that"
@@ -133,7 +138,8 @@ KINDS = {
         "fault",
         f"rate times weight decay is {STRONG_DECAY} or more, so that weights keep the updates of 50 steps at most; or"
         f" the decay's part of the gradient is {DROWNED:.0f} times that of the loss, where both are equal at rest;"
-        f" or, tried where it may matter, the loss falls less than {percent(LARGE_SHARE)} as far with it as without",
+        f" or, tried where it may matter, the loss falls less than {percent(LARGE_SHARE)} as far with it as without,"
+        " or less than 85 % as far and 4 times as much of it is left",
     ),
     "momentum": Kind(
         "fault",

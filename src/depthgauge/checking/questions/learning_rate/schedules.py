@@ -1,19 +1,25 @@
-"""Schedules that were built and are never stepped: rates stay where the scheduler's first line has put them."""
+"""Schedules that are never stepped, so that rates stay where the first line has put them, or that end at once."""
 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import closing
+from typing import Any, cast
 
+import numpy as np
 from torch.optim.lr_scheduler import LRScheduler
 
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.learning_rate import kinds, ladder
 from depthgauge.checking.questions.learning_rate.rates import Rates
+from depthgauge.checking.steps import losses, set_rates, step
 from depthgauge.checking.words import percent
 from depthgauge.workload import Training
 
+STEPS = 48  # after which a schedule has not come to its end
+SHORT = 0.25  # of the fall at its peak
 _ADVICE = (
     "call scheduler.step() after each optimizer.step(), and keep the scheduler with the training (in its loss, or in an"
     " optimizer whose step calls it), or build the training without it"
@@ -44,6 +50,43 @@ def _steered(optimizer: Any) -> bool:
         issubclass(type(each), LRScheduler) and getattr(each, "optimizer", None) is optimizer and id(each) not in own
         for each in gc.get_objects()  # by type, as some objects answer `isinstance` with a warning
     )
+
+
+def ended(training: Training, rates: Rates, batches: Sequence[Any]) -> Iterator[Finding]:
+    """A finding where the schedule has come to its end after a few steps, and steps at its peak get much further."""
+    own, low_, seen = _fall(training, batches, None)
+    peaks = [peak for peak in rates.peak if peak > 0]
+    if not low_ or not peaks or seen < kinds.LARGE_SHARE * max(peaks):
+        return
+    held, _, _ = _fall(training, batches, rates.peak)
+    if held > ladder.least(losses(training, batches)) and own < SHORT * held:
+        yield Finding(
+            "short_schedule", Status.BROKEN,
+            f"after {STEPS} steps the schedule has brought every rate from {rates} to {percent(kinds.LOW_START)} of it"
+            f" or less: they lower the loss by {own:.3g}, and by {held:.3g} where the rate stays",
+            "step the schedule once an epoch, or give it the number of all steps",
+            f"the loss falls by {held:.3g}, not by {own:.3g}, in the first {STEPS} steps", ("optimizer",),
+            Measure("fall of the loss over that at the peak", max(own, 0.0) / held),
+        )  # fmt: skip
+
+
+def _fall(training: Training, batches: Sequence[Any], held: Sequence[float] | None) -> tuple[float, bool, float]:
+    """The fall of the loss in STEPS steps; whether all rates are low then, beside the first; the largest on the way."""
+    optimizer = training.optimizer
+    assert optimizer is not None
+    with training.untouched(), closing(cast("Any", training.stream())) as stream:
+        before, first = losses(training, batches), Rates.of(optimizer)
+        largest = 0.0
+        for _ in range(STEPS):
+            if held is not None:
+                set_rates(optimizer, held)
+            largest = max(largest, *Rates.of(optimizer).present)
+            if not math.isfinite(step(training, next(stream))):
+                return -math.inf, False, largest
+        after = losses(training, batches)
+        pairs = zip(Rates.of(optimizer).present, first.peak, strict=True)
+        low_ = all(here <= kinds.LOW_START * peak for here, peak in pairs)
+    return float(np.mean(before) - np.mean(after)), low_, largest
 
 
 def low(

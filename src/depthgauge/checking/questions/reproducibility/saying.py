@@ -113,7 +113,8 @@ def mixed(found: Mixed, *, surely: bool) -> Finding | None:
     if not found.mixes:
         return None
     attends = found.kind in {"MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "Transformer"}
-    fault = surely and not found.meant and (found.ordered or attends or bool(found.along))
+    meant = found.meant and not (found.along and "experts" in found.meant)  # they share places, not their weights
+    fault = surely and not meant and (found.ordered or attends or bool(found.along))
     place = f"`{found.culprit}`" + (f", before `{found.before}`" if found.before else "")
     measure = Measure(
         "change of an example's output when another example is replaced", found.moved, unit="of the root mean square",

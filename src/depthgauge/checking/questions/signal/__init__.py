@@ -22,6 +22,7 @@ from depthgauge.checking.questions.signal import (
     equal,
     frozen,
     holding,
+    one_change,
     own_backward,
     passed_by,
     passing,
@@ -93,7 +94,9 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     if isinstance(depth, Finding):
         found.append(depth)
         depth = None
-    found += _advised(passed_by.of_depth(depth, later.passage) if depth else (), found)
+    passage = list(passed_by.of_depth(depth, later.passage) if depth else ())
+    found += _changed(subject, [*found, *passage])
+    found += _advised(passage, found)
     if not any(each.requires_grad for each in subject.training.model.parameters()):
         found.append(Finding("not_measured", Status.UNDECIDED, "no parameter of the model trains", where=("model",)))
     alive = now.alive | (later.passed.alive if later.passed else set())
@@ -105,6 +108,17 @@ def _advised(passage: Iterable[Finding], found: list[Finding]) -> list[Finding]:
     """Findings of the passage, less wishes where a fault was found that may be their reason."""
     wrong = any(KINDS[each.kind].nature == "fault" for each in found if each.kind in KINDS)
     return [each for each in passage if not (wrong and KINDS[each.kind].nature == "opportunity")]
+
+
+def _changed(subject: Subject, found: list[Finding]) -> list[Finding]:
+    """What trials show in which one thing is changed, where no fault is known that says why."""
+    if any(KINDS[each.kind].nature == "fault" for each in found if each.kind in KINDS):
+        return []
+    try:
+        with contained():
+            return list(one_change.findings(subject))
+    except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
+        return []
 
 
 def _averages(subject: Subject) -> list[Finding]:

@@ -55,6 +55,8 @@ def _frozen_layers(wiring: Wiring, still: set[str]) -> list[str]:
 
     trains = [some(name, alive) for name, _ in layers]
     frozen = [some(name, still) and not trains[place] for place, (name, _) in enumerate(layers)]
+    if heads := _heads(wiring, layers, frozen, trains):
+        return heads
     if sum(frozen) * 2 >= len(layers) or _is_base(wiring, frozen):
         return []
     alone = sum(frozen) == 1 and sum(trains) == len(layers) - 1 >= 3
@@ -71,6 +73,23 @@ def _frozen_layers(wiring: Wiring, still: set[str]) -> list[str]:
         and not _is_adapted(wiring, name)
         and _is_used(wiring, name, still)
     ]  # through what is cut no gradient passes: a target network's; standardized vectors of words look like new ones
+
+
+def _heads(wiring: Wiring, layers: list[tuple[str, nn.Module]], frozen: list[bool], trains: list[bool]) -> list[str]:
+    """Several frozen new heads side by side, each of which takes the features of layers that all train."""
+    first = frozen.index(True) if any(frozen) else len(layers)
+    names = [name for name, _ in layers[first:]]
+    heads = [layer for _, layer in layers[first:]]
+    if len(heads) < 2 or first < 2 or not all(trains[:first]) or not all(frozen[first:]):
+        return []
+    parents = {name.rpartition(".")[0] for name in names}
+    beside = len(parents) == 1 and not isinstance(wiring.training.model.get_submodule(*parents), nn.Sequential)
+    sizes = {each.in_features if isinstance(each, nn.Linear) else None for each in heads}
+    outputs = {each.out_features for each in heads if isinstance(each, nn.Linear)}
+    if not beside or len(sizes) != 1 or None in sizes or sizes & outputs or not all(map(is_new, heads)):
+        return []
+    used = all(wiring.passed.called.get(name) for name in names)
+    return names if used and not any(name in wiring.passed.cut for name in names) else []
 
 
 def _is_used(wiring: Wiring, name: str, still: set[str]) -> bool:

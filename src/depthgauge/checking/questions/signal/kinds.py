@@ -31,8 +31,8 @@ KINDS = {
     "frozen_layer": Kind(
         "fault",
         "a frozen layer with the weights of a new one, between layers that train, alone among four or more, or a "
-        "head, or frozen with another module with whose name its own begins: a frozen part is sound where it was "
-        "trained, is most of the model, has an adapter around it, or is a table of vectors",
+        "head, or several heads side by side, or frozen with another module with whose name its own begins: a frozen "
+        "part is sound where it was trained, is most of the model, has an adapter around it, or is a table of vectors",
     ),
     "tied_by_copy": Kind(
         "fault",
@@ -72,7 +72,9 @@ KINDS = {
     ),
     "cut_state": Kind(
         "fault",
-        "a recurrent cell, a step of a sequence a call, gets its own last state without its gradient each time",
+        "a recurrent cell, a step of a sequence a call, gets its own last state without its gradient each time; or "
+        "what a pass cuts out of its graph comes of what it has cut out before, three times in a row or more, and with "
+        "the gradient let through, tried, the same steps bring the loss down four times as far",
     ),
     "nonfinite": Kind(
         "fault",
@@ -89,12 +91,16 @@ KINDS = {
     "exploding": Kind(
         "fault",
         "the gradient at the first weight layers is large against that at the last, with the same conditions; or a "
-        "recurrent state grows 100 times over a sequence",
+        "recurrent state grows 100 times over a sequence; or five blocks or more hand on 1.5 times what they get or "
+        "more, 100 times together, and where they hand it on once, tried, the same steps bring the loss down twice as "
+        "far",
     ),
     "scale": Kind(
         "fault",
         "the weights of one layer or of all, embeddings among them, are so large or small that from another "
-        "initialization, tried, the same steps bring the loss down 20 times as far",
+        "initialization, tried, the same steps bring the loss down 20 times as far; or the loss of a classification "
+        "begins above 4 times that of scores of unit size, is above it after the first steps, too, and from such "
+        "scores, tried, the same steps bring it down 20 times as far",
     ),
     "collapse": Kind(
         "fault",

@@ -80,8 +80,13 @@ def better(remedy: Trial, plain: Trial) -> bool:
     """Tell whether a remedy brings the loss down several times as far, beyond chance."""
     if not math.isfinite(remedy.ended) or remedy.steps < LEAST or way(remedy, plain) > 1 / FURTHER:
         return False
+    return lower(remedy, plain)
+
+
+def lower(remedy: Trial, plain: Trial) -> bool:
+    """Tell whether a remedy ends lower than the weights as they are, beyond chance."""
     if not math.isfinite(plain.ended):
-        return True
+        return math.isfinite(remedy.ended)
     return _beyond_chance(np.subtract(plain.after, remedy.after))
 
 
