@@ -26,7 +26,7 @@ def squares(model: nn.Module, batch: Any) -> Tensor:
 
 @add(
     ("signal", r"\d+.*|model"),
-    source="In kind: sqrt(2 / (k * k * out_channels)) for every convolution of a MobileNet, grouped ones among them.",
+    source="https://github.com/huggingface/pytorch-image-models/issues/84",
 )
 def depthwise_fan_counts_all_channels(fault: bool) -> Training:
     """Separable convolutions without norms: a depthwise kernel of 9 numbers is drawn as if it had 288."""
@@ -201,7 +201,7 @@ class Stamped(nn.Module):
 @add(
     ("signal", r"score.*|model"),
     ("learning_rate", r"score.*|optimizer"),
-    source="In kind: all but adapters frozen by name, and a new classifier that no `modules_to_save` lists among them.",
+    source="https://github.com/huggingface/peft/issues/577",
 )
 def new_head_frozen_with_the_base(fault: bool) -> Training:
     """Low-rank adapters of a trained body: all without `lora_` in its name is frozen, a new head of 3 units too."""
@@ -239,7 +239,7 @@ class Questions(nn.Module):
     ("signal", r".*"),
     ("reproducibility", r"loss|model|words|kind"),
     ("data", r"loss|model"),
-    source="In kind: `nn.Linear(...)(x)` called within forward, so that each call has new weights.",
+    source="https://github.com/wangyida/softpool/issues/11",
 )
 def projection_made_anew_in_each_forward(fault: bool) -> Training:
     """Kinds of questions by mean words, through a linear layer that each forward pass draws anew."""
@@ -267,7 +267,7 @@ class Beacon(nn.Module):
 
 @add(
     ("signal", r"heat.*|model"),
-    source="In kind: coordinates of a heatmap's largest number by argmax, which passes no gradient back.",
+    source="https://github.com/YaN9-Y/lafin/issues/8",
 )
 def place_by_argmax(fault: bool) -> Training:
     """Where a dim cross stands among bright dots: argmax of a heatmap, behind which no convolution learns."""
@@ -325,7 +325,7 @@ class Lander(nn.Module):
 @add(
     ("signal", r"online.*|target.*|optimizer|model"),
     ("learning_rate", r"optimizer|online.*|target.*"),
-    source="In kind: `Adam(self.target.parameters())`, with the names of a value network and its copy exchanged.",
+    source="https://github.com/juliusfrost/dreamer-pytorch/pull/79",
 )
 def optimizer_of_the_target_network(fault: bool) -> Training:
     """Values of four actions: the optimizer has the copy's parameters, which get no gradient, and nothing learns."""
@@ -343,6 +343,4 @@ def optimizer_of_the_target_network(fault: bool) -> Training:
 
     net = Lander()
     held = net.target if fault else net.online
-    return Training(
-        net, tasks.loader(state, action, reward, after), temporal, optim.Adam(held.parameters(), lr=2e-3)
-    )
+    return Training(net, tasks.loader(state, action, reward, after), temporal, optim.Adam(held.parameters(), lr=2e-3))
