@@ -47,8 +47,8 @@ def sigmoid_in_the_heatmap_and_in_its_loss(fault: bool) -> Training:
     image = heat.sqrt() + 0.4 * torch.randn_like(heat)
     net = Hourglass(squash=fault)
     return Training(
-        net, tasks.loader(image, heat, batch=32), lambda m, b: functional.binary_cross_entropy_with_logits(m(b[0]), b[1]),
-        optim.Adam(net.parameters(), lr=5e-3),
+        net, tasks.loader(image, heat, batch=32),
+        lambda m, b: functional.binary_cross_entropy_with_logits(m(b[0]), b[1]), optim.Adam(net.parameters(), lr=5e-3),
     )  # fmt: skip
 
 
