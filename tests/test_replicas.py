@@ -686,3 +686,24 @@ def test_a_training_ends_where_its_inspection_says_so(strategy: Any) -> None:
     assert run.diverged_at.tolist() == [-1, -1, 1]
     short = replicas.train(stack, x, y, replicas.SGD(0.1), batch=4, steps=5, strategy=strategy)
     assert torch.equal(*(next(iter(each.stack.parameters.values()))[:2] for each in (run, short)))
+
+
+def test_replicas_of_one_seed_and_one_scheme_are_drawn_once() -> None:
+    calls = []
+
+    def initialize(module: nn.Module, generator: torch.Generator, scale: object) -> None:
+        calls.append(scale)
+        factor = scale[0] if isinstance(scale, list) else scale
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * factor + torch.randn(1))
+
+    made = replicas.stack(nn.Linear(3, 2), [0, 1, 0, 0, 0], initialize, scale=[1.0, 1.0, 1.0, 2.0, 1])
+    assert calls == [1.0, 1.0, 2.0, 1]
+    for rows in made.parameters.values():
+        assert torch.equal(rows[2], rows[0])
+        assert not torch.equal(rows[1], rows[0])
+        assert not torch.equal(rows[3], rows[0])
+        assert torch.equal(rows[4], rows[0])  # of another type, drawn by itself
+    calls.clear()
+    replicas.stack(nn.Linear(3, 2), [0, 0], initialize, scale=[[1.0], [1.0]])  # what cannot be compared
+    assert calls == [[1.0], [1.0]]

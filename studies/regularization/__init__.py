@@ -37,6 +37,7 @@ STUDY = study(
     ),
     topic="regularization",
     series=1,
+    time_limit=3600,  # at `full` a chunk is minutes of training, and more where a machine is slow or shared
     caveats=(
         "Capacity: networks are trained as far as their steps go; with more steps fewer parameters fit 100 digits.",
         "Size: bounds, penalties and depths are tried on networks of one kind, on 100 digits.",

@@ -41,6 +41,7 @@ STUDY = study(
     ),
     topic="stability",
     series=1,
+    time_limit=3600,  # at `full` a chunk is minutes of training, and more where a machine is slow or shared
     caveats=(
         "Shattered gradients: networks at initialization, independent inputs; those of data are alike from the start.",
         "Depth laws: stacks and transformers at initialization; sizes and margins were set with trial runs in view.",

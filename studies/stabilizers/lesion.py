@@ -41,6 +41,13 @@ SIZES = sizes(
 )  # fmt: skip
 
 
+def most_networks(case: Case) -> int:
+    """Networks a chunk: convolutional ones on larger images take minutes each, and a chunk has a limit of time."""
+    if case["form"] == "perceptron":
+        return 60 if case.integer("seed") < 0 else 10
+    return 6 if case["data"] == "digits" else 1
+
+
 def grids(
     *, dataset: str, depth: int, width: int, steps: int, resnet: tuple[Any, ...], **_: Any
 ) -> Iterator[Grid]:  # fmt: skip
@@ -50,19 +57,19 @@ def grids(
     yield Grid(
         {"kind": tuple(nets.KINDS), "lr": RATES["perceptron"]},
         {"form": "perceptron", "data": dataset, "depth": depth, "width": width, "steps": steps},
-        0, nets.TOGETHER, 60, selection=3,
+        0, nets.TOGETHER, most_networks, selection=3,
     )  # fmt: skip
     model, channels, updates = resnet
     yield Grid(
         {"kind": CONVOLVED, "lr": RATES["convolutional"]},
         {"form": "convolutional", "data": dataset, "depth": int(model[6:]), "width": channels, "steps": updates},
-        0, nets.TOGETHER, 6, selection=3,
+        0, nets.TOGETHER, most_networks, selection=3,
     )  # fmt: skip
 
 
 def second(rows: pd.DataFrame, seeds: int, **_: Any) -> Iterator[Grid]:
     """The runs that are reported, and lesioned."""
-    yield from nets.reported(rows, KEYS, seeds, 10)
+    yield from nets.reported(rows, KEYS, seeds, most_networks)
 
 
 def template(form: str, kind: nets.Kind, dataset: data.Dataset, *, depth: int, width: int) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -141,7 +141,7 @@ def tuned(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
     return found.assign(at_edge=training.open_ended(found, margin))
 
 
-def reported(rows: pd.DataFrame, by: Sequence[str], seeds: int, chunk: int) -> Iterator[Grid]:
+def reported(rows: pd.DataFrame, by: Sequence[str], seeds: int, chunk: int | Callable[[Case], int]) -> Iterator[Grid]:
     """The second stage of a part: each group's seeds that are reported, at the rate that the others chose."""
     runs = runs_of(rows, by, "validation_accuracy")
     if runs.empty:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from depthgauge import data, models
+from depthgauge.discovery import find
 from depthgauge.studies.stabilizers import lesion, lines, nets
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Status
@@ -80,3 +81,15 @@ def test_only_reported_runs_are_lesioned() -> None:
     assert {row.metric for row in own} == {*lesion.METRICS, "deleted", "swapped", "several"}
     assert all(0 <= float(np.asarray(row.value)) <= 1 for row in own)
     assert models.layers(nets.perceptron(nets.KINDS["plain"], data.load("digits"), depth=4, width=5))
+
+
+def test_chunks_of_large_convolutional_networks_end_within_the_studys_limit_of_time() -> None:
+    study = find("stabilizers").load()
+
+    def sizes(preset: str) -> set[int]:
+        chunks = study.chunks(preset)
+        own = [chunk for chunk in chunks if {case.get("form") for case in chunk.cases} == {"convolutional"}]
+        return {len(chunk.cases) for chunk in own}
+
+    assert sizes("standard") == {6}
+    assert sizes("full") == {1}

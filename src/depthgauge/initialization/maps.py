@@ -96,10 +96,13 @@ def weighted(model: nn.Module, *, embeddings: bool = False) -> Iterator[Layer]:
     """
     seen: set[nn.Parameter] = set()
     for name, module in model.named_modules():
+        stored = list(stored_weights(module))
+        if not stored:
+            continue
         splits = _splits(module, embeddings=embeddings)
         settable = [
             (weight, sources)
-            for weight, sources in stored_weights(module)
+            for weight, sources in stored
             if weight in splits and seen.isdisjoint(sources) and not refusal(module, weight, sources)
         ]
         if not settable:

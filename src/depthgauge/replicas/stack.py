@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -169,19 +169,40 @@ def stack(
     made = Stack(template, empty[0], empty[1], tuple(seeds))
     # Every replica starts from the template as it came, not from what its neighbour left in it.
     fresh = [(tensor, tensor.clone()) for group in (parameters, buffers) for tensor in group.values()]
+    drawn: dict[Hashable, int] = {}
     with torch.random.fork_rng(devices=[]):
         for replica, seed in enumerate(seeds):
+            own_parameters = {name: column[replica] for name, column in columns.items()}
+            twin = drawn.setdefault(_draw_key(seed, own_parameters), replica)
+            if twin != replica:
+                _copy_replica(made, twin, replica)
+                continue
             for tensor, first in fresh:
                 tensor.copy_(first)
             seed_torch(seed, Purpose.MODULES)
             if initialize is None:
                 _reset(template)
             else:
-                own_parameters = {name: column[replica] for name, column in columns.items()}
                 initialize(template, generator(seed, Purpose.WEIGHTS), **own_parameters)
             store(template, made, replica)
     moved = [{name: rows.to(device) for name, rows in part.items()} for part in (made.parameters, made.buffers)]
     return Stack(template, moved[0], moved[1], made.seeds)
+
+
+def _draw_key(seed: int, parameters: Mapping[str, Any]) -> Hashable:
+    """What a replica's weights follow from: equal where two replicas draw the same; unequal where that is unknown."""
+    key = (seed, tuple((name, type(value), value) for name, value in parameters.items()))
+    try:
+        hash(key)
+    except TypeError:
+        return object()
+    return key
+
+
+def _copy_replica(made: Stack, source: int, target: int) -> None:
+    for group in (made.parameters, made.buffers):
+        for rows in group.values():
+            rows[target].copy_(rows[source])
 
 
 # Modules whose reset draws the parameters of the modules in them as well.
