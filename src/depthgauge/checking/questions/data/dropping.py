@@ -46,7 +46,7 @@ class Dropped(TorchFunctionMode):
     def __exit__(self, *error: Any) -> None:
         """Take the hooks away."""
         self._hooks.close()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call it, and note its rate where it drops."""

@@ -13,11 +13,12 @@ from depthgauge.workload import Training
 CUT = 3  # cuts in a row, each of what the last one's result became
 MOST = 64  # cuts that are followed
 NODES = 20_000  # of a graph, that are looked at
+_DATA = vars(torch._C.TensorBase)["data"].__get__  # what torch calls for `.data`
 
 
 def _cuts(function: Any) -> bool:
     """Whether it is `detach` or `.data`."""
-    return function is torch.Tensor.detach or function is torch.detach or function == torch.Tensor.data.__get__
+    return function is torch.Tensor.detach or function is torch.detach or function == _DATA
 
 
 class Through(TorchFunctionMode):
@@ -78,7 +79,9 @@ def chain(training: Training, batch: Any) -> tuple[int, tuple[str, ...]]:
 
 def _leaves(value: Tensor) -> set[int]:
     """Identities of the leaves that a tensor was made of."""
-    stack, seen, found = [value.grad_fn], set(), set()
+    stack: list[Any] = [value.grad_fn]
+    seen: set[Any] = set()
+    found: set[int] = set()
     while stack and len(seen) < NODES:
         node = stack.pop()
         if node is None or node in seen:

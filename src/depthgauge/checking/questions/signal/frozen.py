@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,9 @@ def _frozen_layers(wiring: Wiring, still: set[str]) -> list[str]:
     ]  # through what is cut no gradient passes: a target network's; standardized vectors of words look like new ones
 
 
-def _heads(wiring: Wiring, layers: list[tuple[str, nn.Module]], frozen: list[bool], trains: list[bool]) -> list[str]:
+def _heads(
+    wiring: Wiring, layers: Sequence[tuple[str, nn.Module]], frozen: list[bool], trains: list[bool]
+) -> list[str]:
     """Several frozen new heads side by side, each of which takes the features of layers that all train."""
     first = frozen.index(True) if any(frozen) else len(layers)
     names = [name for name, _ in layers[first:]]

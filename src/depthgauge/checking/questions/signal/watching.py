@@ -256,7 +256,7 @@ def _are_cut_by_zero(scores: Tensor) -> bool:
     if scores.dim() > 2 and scores.shape[-2] == places and bool((run == later).all()):
         return True
     rows = run.reshape(len(run), -1)
-    return len(rows) >= LEAST and bool((rows == rows[:, :1]).all()) and len(rows[:, 0].unique()) >= WIDE
+    return len(rows) >= LEAST and bool((rows == rows[:, :1]).all()) and len(set(rows[:, 0].tolist())) >= WIDE
 
 
 def _is_torchs(module: nn.Module) -> bool:
