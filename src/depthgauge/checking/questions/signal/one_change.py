@@ -211,8 +211,8 @@ def _apart(training: Training) -> list[str]:
 
 
 def _draw(model: nn.Module, names: Sequence[str]) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with random_states_kept():
+        seed_globals(0, Purpose.MODULES)
         for name in names:
             module: Any = model.get_submodule(name)
             module.reset_parameters()
