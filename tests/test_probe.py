@@ -95,6 +95,11 @@ TENSORS = {
     "negative zeros": lambda: -torch.zeros(3000),
     "one value, many times": lambda: torch.full((300_000,), 1.3),
     "powers of two": lambda: torch.ones(77),
+    "one power of two, many times": lambda: -torch.ones(3 * 4096 + 512),
+    "powers of two of 16 binades, and zeros": lambda: torch.ldexp(
+        torch.randn(5000).round().sign(), torch.randint(-15, 1, (5000,))
+    ),
+    "powers of two of more": lambda: 2.0 ** torch.randint(-18, 1, (9000,)),
     "quantized": lambda: torch.randn(5000).mul(8).round() * 2.0**-20,
     "just below powers of two": lambda: torch.full((9000,), 2 - 2.0**-23) * 2.0 ** torch.randint(-3, 4, (9000,)),
     "last 128th of a binade": lambda: (2 - torch.rand(6000) / 64) * 2.0 ** torch.randint(-20, 20, (6000,)),

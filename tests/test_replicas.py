@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depthgauge import replicas
+from depthgauge.replicas import memory
 from depthgauge.replicas.chain import chain
-from depthgauge.replicas.engine import blocks
+from depthgauge.replicas.engine import blocks, choose
 
 STEPS, BATCH, EXAMPLES, CLASSES = 50, 8, 40, 3
 LR = [0.02, 0.05, 0.1]
@@ -237,7 +238,7 @@ def test_blocks_change_no_bit_of_what_is_drawn_and_little_of_the_rest(monkeypatc
     whole = replicas.train(stack, x, y, replicas.SGD(0.1), batch=BATCH, steps=STEPS, watch=[3])
     monkeypatch.setattr("depthgauge.replicas.engine.BLOCK_BYTES", 22_000)
     # A replica has 299 parameters, and 73 activations for each of 8 examples, of 8 bytes each: 7,064 bytes.
-    cuts = blocks(stack, x[:BATCH], "chain", moments=0)
+    cuts = blocks(stack, choose(stack, x[:BATCH]), moments=0)
     assert [(cut.start, cut.stop) for cut in cuts] == [(0, 3), (3, 6), (6, 7)]
     parts = replicas.train(stack, x, y, replicas.SGD(0.1), batch=BATCH, steps=STEPS, watch=[3])
     np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-9)
@@ -565,6 +566,15 @@ def test_memory_follows_from_sizes() -> None:
     norm = Convolutional(nn.BatchNorm2d(4))
     replicas.most(norm, 10**6, shape=(1, 6, 6), batch=batch)
     assert int(norm[1].num_batches_tracked) == 0
+
+
+def test_a_training_runs_the_model_for_its_sizes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = examples((1, 6, 6))
+    asked, calls = [], memory._calls
+    monkeypatch.setattr(memory, "_calls", lambda *arguments: asked.append(1) or calls(*arguments))
+    stack = replicas.stack(Convolutional(nn.Identity()).double(), range(2))
+    run = replicas.train(stack, x, y, replicas.SGD(0.1), batch=BATCH, steps=1)
+    assert (run.strategy, len(asked)) == ("vmap", 1)  # whether that pays, by two sizes, and how many fit into a block
 
 
 @pytest.mark.parametrize(

@@ -47,16 +47,16 @@ def of_replicas(
     chosen, task = Lanczos(**settings), _Task.on(stack, inputs, targets, Objective(loss))
     shapes = [row[0] for row in task.wanted(stack)]
     roots = None if preconditioner is None else inverse_root(preconditioner, shapes, len(stack)).to(task.inputs.device)
-    strategy, chain = engine.choose(stack, task.inputs)
-    if strategy == "loop":
+    choice = engine.choose(stack, task.inputs)
+    if choice.strategy == "loop":
         given = [None] * len(stack) if roots is None else list(roots.pow(-2))
         return [task.alone(stack.module(row), given[row], settings) for row in range(len(stack))]
     most = max(1, BASIS_BYTES // (8 * chosen.most_steps * sum(each.numel() for each in shapes)))
     found = []
-    for block in engine.blocks(stack, task.inputs, strategy, moments=None):
+    for block in engine.blocks(stack, choice, moments=None):
         for start in range(block.start, block.stop, most):
             rows = slice(start, min(start + most, block.stop))
-            found += task.together(stack.part(rows), chain, None if roots is None else roots[rows], chosen)
+            found += task.together(stack.part(rows), choice.chain, None if roots is None else roots[rows], chosen)
     return found
 
 

@@ -211,6 +211,24 @@ def file_binades(state: Word, counts_at: Word, field: Word) -> Word:
     return total
 
 
+@compiled
+def file_powers(state: Word, counts_at: Word, field: Word) -> Word:
+    """Put the counts of 16 powers of two, four of each, into their cells; returns how many numbers that were."""
+    counts = at(counts_at, np.uint16)
+    dense = at(at(state, np.int64)[blocks.DENSE_AT], np.int64)
+    total: Word = 0
+    for binade in range(BINADES):
+        n: Word = 0
+        for part in range(4):
+            n += np.int64(counts[part * BINADES + binade])
+        if n:
+            total += n
+            exponent = field - binade - 127
+            dense[(exponent + 1074) * 16] += n
+            touch(state, exponent, exponent)
+    return total
+
+
 def classifies(method: str, place_of: Any) -> Any:
     """The function `(state, row, data, padded)` that counts open numbers one at a time and returns how many they are.
 

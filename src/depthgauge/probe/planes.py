@@ -111,6 +111,51 @@ def _count_window(state: Word, data: Word, n: Word, field: Word, ahead: Word, be
     store(words[window.COUNTS_AT], column_counts((ones, twos, fours, eights, c16, c32, c64, c128)))
 
 
-_block32, _finish = window.block_functions("planes", 32, window.GROUP, _count_window, inline(lambda place: place))
+@inline
+def _powers(data: Word, field: Word, open_at: Word) -> Any:
+    """32 numbers as set bits where they are powers of two within the window; these are open no more."""
+    low, high = low_and_high(load(data, HALVES))
+    magnitude = with_sticky_bit(high + high, low)
+    below = splat(field, HALVES_OF_32) - (magnitude >> 8)
+    counted = (below < BINADES) & ((magnitude & 255) < 1)
+    at(open_at, np.uint32)[0] &= ~bits_of(counted)
+    return where(counted, splat(1, HALVES_OF_32) << below, 0)
+
+
+@inline
+def _powers_of_128(data: Word, field: Word, open_at: Word) -> Any:
+    """The same of 128 numbers, a plane for each 32."""
+    return side_by_side(
+        _powers(data, field, open_at),
+        _powers(data + 128, field, open_at + 4),
+        _powers(data + 256, field, open_at + 8),
+        _powers(data + 384, field, open_at + 12),
+    )
+
+
+@compiled
+def _count_powers(state: Word, data: Word, n: Word, field: Word) -> None:
+    """Count powers of two among n numbers; see `window.block_functions`. Their digits are 1 to 32."""
+    words = at(state, np.int64)
+    open_at = words[OPEN_AT]
+    ones = twos = fours = eights = c16 = c32 = splat(0, PLANES)
+    for _ in range(0, n, window.GROUP):
+        left, right = _powers_of_128(data, field, open_at), _powers_of_128(data + 512, field, open_at + 16)
+        ones, first = _add(ones, left, right)
+        left, right = _powers_of_128(data + 1024, field, open_at + 32), _powers_of_128(data + 1536, field, open_at + 48)
+        ones, second = _add(ones, left, right)
+        twos, carry = _add(twos, first, second)
+        fours, carry = fours ^ carry, fours & carry
+        eights, carry = eights ^ carry, eights & carry
+        c16, carry = c16 ^ carry, c16 & carry
+        c32 = c32 ^ carry
+        data += 4 * window.GROUP
+        open_at += window.GROUP // 8
+    store(words[window.POWERS_AT], column_counts((ones, twos, fours, eights, c16, c32)))
+
+
+_block32, _finish = window.block_functions(
+    "planes", 32, window.GROUP, _count_window, inline(lambda place: place), _count_powers
+)
 observe, observe_all = blocks.observers("planes", _block32, _finish, keep, BLOCK)
 METHOD = blocks.Method(*blocks.entry_points(sys.modules[__name__]), BLOCK, window.buffers, window.NEXT_WORD)

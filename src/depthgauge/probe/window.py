@@ -17,22 +17,30 @@ from depthgauge.probe.binades import (
     OPEN_AT,
     classifies,
     file_binades,
+    file_powers,
     how_many_open,
     measures,
 )
-from depthgauge.probe.blocks import Part, Word, at, compiled_for
+from depthgauge.probe.blocks import Part, Word, at, compiled, compiled_for
 from depthgauge.probe.rows import ZEROS
 
-# Words of the state. COUNTS_AT: the window's, as `file_binades` reads them. SPREAD: whether numbers of this tensor lie
-# too far apart for a window.
-COUNTS_AT, SPREAD = range(table.NEXT_WORD, table.NEXT_WORD + 2)
+# Words of the state. COUNTS_AT, POWERS_AT: the window's, as `file_binades` and `file_powers` read them. SPREAD: whether
+# numbers of this tensor lie too far apart for a window.
+COUNTS_AT, POWERS_AT, SPREAD = range(table.NEXT_WORD, table.NEXT_WORD + 3)
 NEXT_WORD = SPREAD + 1
 
 GROUP = 512  # numbers: a window's are a multiple
 NORMAL = 16  # the largest exponent field of 16 binades that end above the subnormal numbers
 
 
-def block_functions(method: str, lanes: int, least: int, count_window: Part, place_of: Part) -> tuple[Part, Part]:
+@compiled
+def none_of_powers(state: Word, data: Word, n: Word, field: Word) -> None:
+    """Leave powers of two to the table, in place of a `count_powers`."""
+
+
+def block_functions(  # noqa: PLR0917 # the parts of a method
+    method: str, lanes: int, least: int, count_window: Part, place_of: Part, count_powers: Part = none_of_powers
+) -> tuple[Part, Part]:
     """The functions `block32` and `finish` of a method; see `blocks.observers`.
 
     Args:
@@ -43,6 +51,8 @@ def block_functions(method: str, lanes: int, least: int, count_window: Part, pla
             that lie in the 16 binades from the exponent field on, but for powers of two and the last 128th of a binade.
             It writes the counts, and which numbers are open: neither counted nor zero.
         place_of: which number of 64 a bit of an open word is.
+        count_powers: `(state, data, n, field)` counts powers of two in the same 16 binades, as many quantized numbers
+            are, where that takes less time than the table. It writes four counts of each, and which are open yet.
     """
     measure, classify_open = measures(method, lanes), classifies(method, place_of)
     tabulate, add_up = table.functions(method, lanes)
@@ -53,10 +63,14 @@ def block_functions(method: str, lanes: int, least: int, count_window: Part, pla
         words = at(state, np.int64)
         field = max(field, NORMAL)
         count_window(state, data, n, field, ahead, beside)
+        left = n
         if how_many_open(words[OPEN_AT], n) > n >> 4:  # the table takes as long for all as to classify these
-            words[SPREAD] = 1
-            return 0
-        left = n - file_binades(state, words[COUNTS_AT], field)
+            count_powers(state, data, n, field)
+            if how_many_open(words[OPEN_AT], n) > n >> 4:
+                words[SPREAD] = 1
+                return 0
+            left -= file_powers(state, words[POWERS_AT], field)
+        left -= file_binades(state, words[COUNTS_AT], field)
         at(row, np.int64)[ZEROS] += left - classify_open(state, row, data, n)
         return n
 
@@ -81,4 +95,5 @@ def block_functions(method: str, lanes: int, least: int, count_window: Part, pla
 
 def buffers() -> dict[int, NDArray[Any]]:
     """Arrays that these functions need."""
-    return {**binades.buffers(), **table.buffers(), COUNTS_AT: np.zeros(4 * BINADES, np.uint16)}
+    counts = {COUNTS_AT: np.zeros(4 * BINADES, np.uint16), POWERS_AT: np.zeros(4 * BINADES, np.uint16)}
+    return {**binades.buffers(), **table.buffers(), **counts}

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from depthgauge.replicas import engine, plain
 from depthgauge.replicas.affine import Affinity, affinity
-from depthgauge.replicas.chain import Chain
-from depthgauge.replicas.engine import STRATEGIES, Strategy
+from depthgauge.replicas.engine import Strategy
 from depthgauge.replicas.memory import most_members, replica_bytes
 from depthgauge.replicas.objective import Loss, Objective
 from depthgauge.replicas.optimizers import SGD, Adam, AdamW, Optimizer, PerReplica
@@ -139,18 +138,7 @@ def strategy(stack: Stack, inputs: Tensor, *, batch: int) -> Strategy:
         inputs: (N, ...) examples.
         batch: examples a step.
     """
-    return engine.choose(stack, inputs[:batch])[0]
-
-
-def _resolve(stack: Stack, inputs: Tensor, wanted: Strategy | None) -> tuple[Strategy, Chain | None]:
-    if wanted is not None and wanted not in STRATEGIES:
-        raise ValueError(f"no strategy {wanted!r}; there is {', '.join(STRATEGIES)}, or None to choose")
-    if wanted is None:
-        return engine.choose(stack, inputs)
-    chain = engine.chained(stack.template, inputs) if wanted == "chain" else None
-    if wanted == "chain" and chain is None:
-        raise ValueError("this model is not a chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
-    return wanted, chain
+    return engine.choose(stack, inputs[:batch]).strategy
 
 
 def _column(value: PerReplica, stack: Stack, what: str) -> Tensor:
@@ -213,25 +201,24 @@ def train(
     seeds = stack.seeds if loop.order_seeds is None else tuple(loop.order_seeds)
     if len(seeds) != len(stack):
         raise ValueError(f"order_seeds has {len(seeds)} seeds for {len(stack)} replicas; give one a replica")
-    first = task.inputs[: loop.batch]
-    chosen, chain = _resolve(stack, first, loop.strategy)
+    choice = engine.choose(stack, task.inputs[: loop.batch], loop.strategy)
     trained = stack.clone()
     losses = torch.full((loop.steps, len(stack)), float("nan"), dtype=like.dtype, device=like.device)
     accuracies = torch.full_like(losses, float("nan"))
     taken = np.full(len(stack), loop.steps)
     watched: list[dict[int, Signals]] = []
-    for rows in engine.blocks(trained, first, chosen, moments=optimizer.moments):
+    for rows in engine.blocks(trained, choice, moments=optimizer.moments):
         indices = orders(seeds[rows], len(inputs), loop.batch, loop.steps).to(like.device)
         part, record = trained.part(rows), _recorder(losses[:, rows], accuracies[:, rows])
         look = _looker(loop, rows.start, taken)
-        if chosen == "loop":
+        if choice.strategy == "loop":
             watched.append(engine.train_alone(part, task.part(rows), indices, record, look=look))
         else:
-            watched.append(engine.train_together(part, chain, task.part(rows), indices, record, look=look))
+            watched.append(engine.train_together(part, choice.chain, task.part(rows), indices, record, look=look))
     loss = losses.double().cpu().numpy()
     seen = {step: join([part[step] for part in watched]) for step in sorted(set.intersection(*map(set, watched)))}
     diverged = _diverged_at(loss, taken, trained)
-    return Run(trained, loss, accuracies.double().cpu().numpy(), diverged, taken, chosen, seen)
+    return Run(trained, loss, accuracies.double().cpu().numpy(), diverged, taken, choice.strategy, seen)
 
 
 def _task(stack: Stack, inputs: Tensor, targets: Tensor, optimizer: Optimizer, loop: Loop) -> engine.Task:
@@ -283,15 +270,15 @@ def evaluate(
     """
     like = _floating(stack)
     inputs, targets = inputs.to(like.device), targets.to(like.device)
-    chosen, chain = _resolve(stack, inputs[:batch], strategy)
+    choice = engine.choose(stack, inputs[:batch], strategy)
     objective = Objective(loss)
     total = torch.zeros(len(stack), dtype=torch.float64, device=like.device)
     right = torch.zeros_like(total)
-    for rows in engine.blocks(stack, inputs[:batch], chosen, moments=0):
+    for rows in engine.blocks(stack, choice, moments=0):
         part = stack.part(rows)
         for start in range(0, len(inputs), batch):
             x, y = inputs[start : start + batch], targets[start : start + batch]
-            outputs = engine.forward(part, chosen, chain, x)
+            outputs = engine.forward(part, choice.strategy, choice.chain, x)
             everywhere = y.expand(len(part), *y.shape)
             value, _ = objective.stacked(outputs, everywhere)
             correct = objective.correct(outputs, everywhere)
@@ -323,10 +310,10 @@ def signals(
     """
     like = _floating(stack)
     inputs = inputs.to(like.device)
-    chosen, chain = _resolve(stack, inputs, strategy)
+    choice = engine.choose(stack, inputs, strategy)
     given = None if cotangent is None else cotangent.to(like)
     parts = []
-    for rows in engine.blocks(stack, inputs, chosen, moments=None):
+    for rows in engine.blocks(stack, choice, moments=None):
 
         def back(outputs: Tensor, rows: slice = rows) -> Tensor:
             assert given is not None
@@ -342,7 +329,9 @@ def signals(
         part = stack.part(rows)
         everywhere = inputs.expand(len(part), *inputs.shape)
         wanted = None if given is None else back
-        parts.append(measure(part, chain, everywhere, wanted, together=chosen == "vmap", overlap=overlap))
+        parts.append(
+            measure(part, choice.chain, everywhere, wanted, together=choice.strategy == "vmap", overlap=overlap)
+        )
     return join(parts)
 
 

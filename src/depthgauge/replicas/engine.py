@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from depthgauge.nested import scores
 from depthgauge.replicas import mapped
 from depthgauge.replicas.chain import Chain, chain
-from depthgauge.replicas.memory import activation_bytes, convolution_work, parameter_bytes
+from depthgauge.replicas.memory import Sizes, parameter_bytes
 from depthgauge.replicas.objective import Objective
 from depthgauge.replicas.optimizers import Optimizer, clip
 from depthgauge.replicas.signals import Signals, join, measure
@@ -44,35 +44,61 @@ CONVOLUTION_WORK = 32 << 20
 LOOP_REPLICAS = 16
 
 
-def choose(stack: Stack, inputs: Tensor) -> tuple[Strategy, Chain | None]:
-    """The fastest strategy that gives the same result, by a rule of structure and sizes, never of the clock.
+@dataclass(frozen=True)
+class Choice:
+    """The way to run a stack.
 
-    With it the chain, where the model is one.
+    Attributes:
+        strategy: the strategy.
+        chain: the model as a chain, where that is the strategy.
+        sizes: the sizes of one batch of one replica.
+    """
+
+    strategy: Strategy
+    chain: Chain | None
+    sizes: Sizes
+
+
+def choose(stack: Stack, inputs: Tensor, wanted: Strategy | None = None) -> Choice:
+    """The strategy wanted; None: the fastest that gives the same result, by a rule of structure and sizes alone.
 
     Args:
         stack: the replicas.
         inputs: one batch (B, ...).
+        wanted: as in `Loop`.
+
+    Raises:
+        ValueError: there is no such strategy, or the model cannot be run by it.
     """
-    if as_chain := chained(stack.template, inputs):
-        return "chain", as_chain
-    if not _pays(stack, inputs):
-        return "loop", None
+    if wanted is not None and wanted not in STRATEGIES:
+        raise ValueError(f"no strategy {wanted!r}; there is {', '.join(STRATEGIES)}, or None to choose")
+    sizes = Sizes(stack.template, inputs.shape[1:], inputs.dtype, len(inputs))
+    if wanted in {None, "chain"} and (as_chain := chained(stack.template, inputs)):
+        return Choice("chain", as_chain, sizes)
+    if wanted == "chain":
+        raise ValueError("this model is not a chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
+    return Choice(wanted or _fastest(stack, inputs, sizes), None, sizes)
+
+
+def _fastest(stack: Stack, inputs: Tensor, sizes: Sizes) -> Strategy:
+    """The strategy of a model that is no chain."""
+    if not _pays(stack, inputs, sizes):
+        return "loop"
     few = stack.part(slice(0, 2))
-    return ("vmap" if mapped.batchable(few, torch.stack([inputs[:2]] * 2)) else "loop"), None
+    return "vmap" if mapped.batchable(few, torch.stack([inputs[:2]] * 2)) else "loop"
 
 
-def _pays(stack: Stack, inputs: Tensor) -> bool:
+def _pays(stack: Stack, inputs: Tensor, sizes: Sizes) -> bool:
     """Tell whether one call for all replicas is faster than a call for each, by structure and sizes."""
     if inputs.is_cuda:
         return len(stack) >= FOLDED_REPLICAS
-    together = min(len(stack), _block(stack, inputs, moments=1, folded=True))
-    model = stack.template
-    convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    together = min(len(stack), _block(sizes, moments=1, folded=True))
+    convolutions = [module for module in stack.template.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     if not convolutions:
         return together >= FOLDED_REPLICAS
     if not all(isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" for module in convolutions):
         return False
-    return together > 1 and convolution_work(model, inputs.shape[1:], inputs.dtype, len(inputs)) <= CONVOLUTION_WORK
+    return together > 1 and sizes.convolution_work <= CONVOLUTION_WORK
 
 
 def chained(model: nn.Module, inputs: Tensor) -> Chain | None:
@@ -83,33 +109,31 @@ def chained(model: nn.Module, inputs: Tensor) -> Chain | None:
     return as_chain if as_chain is not None and (as_chain.flatten or inputs.dim() == 2) else None
 
 
-def _block(stack: Stack, inputs: Tensor, *, moments: int | None, folded: bool) -> int:
+def _block(sizes: Sizes, *, moments: int | None, folded: bool) -> int:
     """Replicas whose parameters, optimizer state and activations fit into `BLOCK_BYTES`.
 
     Where they are `folded`, parameters and state fit into that, and activations into `FOLDED_BYTES`.
     """
-    model = stack.template
-    activations = activation_bytes(model, inputs.shape[1:], inputs.dtype, len(inputs))
-    state = 0 if moments is None else (1 + moments) * parameter_bytes(model)
+    activations = sizes.activation_bytes
+    state = 0 if moments is None else (1 + moments) * parameter_bytes(sizes.model)
     if folded:
         return max(1, min(BLOCK_BYTES // max(state, 1), FOLDED_BYTES // max(activations, 1)))
     return max(1, BLOCK_BYTES // max(state + activations, 1))
 
 
-def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int | None) -> list[slice]:
+def blocks(stack: Stack, choice: Choice, *, moments: int | None) -> list[slice]:
     """The stack cut into neighbouring replicas that are run together.
 
     Args:
         stack: the replicas.
-        inputs: one batch (B, ...).
-        strategy: the strategy that runs it.
+        choice: the way that it is run.
         moments: tensors of optimizer state for each parameter; None: parameters are read once, and need no cache.
     """
     size = len(stack)
-    if strategy == "loop":
+    if choice.strategy == "loop":
         size = min(size, LOOP_REPLICAS)
-    elif not inputs.is_cuda:  # which is filled by as many as there are
-        size = min(size, _block(stack, inputs, moments=moments, folded=strategy == "vmap"))
+    elif not any(tensor.is_cuda for tensor in stack.parameters.values()):  # which is filled by as many as there are
+        size = min(size, _block(choice.sizes, moments=moments, folded=choice.strategy == "vmap"))
     even = -(-len(stack) // -(-len(stack) // size))
     return [slice(start, min(start + even, len(stack))) for start in range(0, len(stack), even)]
 

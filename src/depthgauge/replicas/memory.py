@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -28,37 +30,46 @@ def parameter_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for group in tensors(model) for tensor in group.values())
 
 
-def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, batch: int) -> int:
-    """Bytes of all that the modules without submodules put out for one batch of one copy.
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one batch of one copy; the model is called once, on two examples of zeros, when the first is asked for.
 
-    The model is called on two examples of zeros; nothing is computed where it is on the meta device and asks for no
-    values.
+    Nothing is computed where the model is on the meta device and asks for no values.
 
-    Args:
+    Attributes:
         model: any module, on any device.
         shape: shape of one example.
         dtype: dtype of the inputs.
         batch: examples.
     """
-    outputs = [each for _, output in _calls(model, shape, dtype) for each in _tuple(output) if isinstance(each, Tensor)]
-    return -(-sum(tensor.numel() * tensor.element_size() for tensor in outputs) // 2) * batch
 
+    model: nn.Module
+    shape: Sequence[int]
+    dtype: torch.dtype
+    batch: int
 
-def convolution_work(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, batch: int) -> float:
-    """Multiply-adds of a two-dimensional convolution forward, the mean over the model's calls; 0 where it has none.
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of all that the modules without submodules put out."""
+        return -(-self._of_two[0] // 2) * self.batch
 
-    Arguments are those of `activation_bytes`.
-    """
-    calls = [
-        output.numel() * module.weight[0].numel()
-        for module, output in _calls(model, shape, dtype)
-        if isinstance(module, nn.Conv2d) and isinstance(output, Tensor)
-    ]
-    return sum(calls) / len(calls) / 2 * batch if calls else 0.0
+    @property
+    def convolution_work(self) -> float:
+        """Multiply-adds of a two-dimensional convolution forward, the mean over the calls; 0 without any."""
+        return self._of_two[1] / 2 * self.batch
 
-
-def _tuple(output: object) -> tuple[object, ...]:
-    return output if isinstance(output, tuple) else (output,)
+    @cached_property
+    def _of_two(self) -> tuple[int, float]:
+        """Bytes and multiply-adds for two examples."""
+        outputs, work = 0, []
+        for module, output in _calls(self.model, self.shape, self.dtype):
+            tensors = [
+                each for each in (output if isinstance(output, tuple) else (output,)) if isinstance(each, Tensor)
+            ]
+            outputs += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            if isinstance(module, nn.Conv2d):
+                work += [tensor.numel() * module.weight[0].numel() for tensor in tensors]
+        return outputs, sum(work) / len(work) if work else 0.0
 
 
 def _calls(model: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> list[tuple[nn.Module, object]]:
@@ -114,5 +125,5 @@ def replica_bytes(
     native = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     inputs = native if dtype is None else dtype
     example = torch.Size(shape).numel() * torch.empty((), dtype=inputs).element_size()
-    activations = activation_bytes(model, shape, inputs, batch)
+    activations = Sizes(model, shape, inputs, batch).activation_bytes
     return (3 + moments) * parameter_bytes(model) + 3 * activations + 2 * batch * example
