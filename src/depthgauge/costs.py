@@ -105,7 +105,7 @@ def told(table: Table) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     return {
         study: {
             preset: {
-                part: {name: round(value, 1) for name, value in asdict(cost).items()} for part, cost in parts.items()
+                part: {name: round(value, 3) for name, value in asdict(cost).items()} for part, cost in parts.items()
             }
             for preset, parts in presets.items()
         }
