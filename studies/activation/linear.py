@@ -19,7 +19,7 @@ NONLINEAR = Claim("N13", "activations exist to bring in nonlinearity: without th
 MARGIN = 0.02  # test accuracy
 FIGURES = ("rank", "input_rank", "residual")
 KEYS = ["activation", "depth"]
-SIZES = sizes("steps seeds", quick=(120, 8), standard=(250, 8), full=(1500, 12), tiny=(20, 5))
+SIZES = sizes("steps seeds", quick=(150, 8), standard=(250, 8), full=(1500, 12), tiny=(20, 5))
 
 
 def grids(steps: int, seeds: int) -> Iterator[Grid]:

@@ -27,7 +27,7 @@ MARGIN = 1.05  # a step that takes up to 5 % longer costs the same
 EXPONENTIAL = {"celu", "elu", "gelu", "logsigmoid", "mish", "selu", "sigmoid", "silu", "softplus", "tanh", "tanhshrink"}
 NAMES = {"mlp": "multilayer perceptron", "plain_cnn": "convolutional network"}
 SIZES = sizes(
-    "activations batch blocks", quick=(FEW, 8, 13), standard=(names(), 64, 15),
+    "activations batch blocks", quick=(FEW, 16, 13), standard=(names(), 64, 15),
     full=(names(), 128, 31), tiny=(("relu", "tanh"), 2, 8),
 )  # fmt: skip
 

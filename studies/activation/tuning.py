@@ -17,7 +17,7 @@ from depthgauge.questions import spelled
 from depthgauge.study import Case, Context, Value
 
 # Dataset, steps, seeds and learning rates of a size.
-QUICK = ("digits", 120, 8, (0.003, 0.01, 0.03, 0.1))
+QUICK = ("digits", 150, 8, (0.003, 0.01, 0.03, 0.1))
 STANDARD = ("mnist5k", 250, 8, (0.001, 0.003, 0.01, 0.03, 0.1))
 FULL = ("mnist5k", 1500, 12, (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3))
 TINY = ("digits", 20, 5, (0.03, 0.1))

@@ -24,7 +24,7 @@ XOR = Claim("N16", "a perceptron cannot learn XOR; a hidden layer can")
 
 CLEAR = 0.01  # by which a score must be on its side to be right: nearer the line its rounding decides
 KEYS = ["activation", "width"]
-SIZES = sizes("steps seeds", quick=(500, 16), standard=(500, 50), full=(500, 200), tiny=(20, 5))
+SIZES = sizes("steps seeds", quick=(500, 20), standard=(500, 50), full=(500, 200), tiny=(20, 5))
 
 
 def grids(steps: int, seeds: int) -> Iterator[Grid]:

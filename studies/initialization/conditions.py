@@ -64,8 +64,8 @@ def _architectures(seeds: int, convolutional: int, others: int, transformer: int
 
 
 QUICK = (
-    *_mlps({3: ALL, 10: PLAIN, 30: PLAIN}, units=32, seeds=8, steps=200),
-    trained("mlp", PLAIN, LOW, 8, 150, depth=10, units=32, norm="layer"),
+    *_mlps({3: ALL, 10: PLAIN, 30: PLAIN}, units=64, seeds=8, steps=250),
+    trained("mlp", PLAIN, LOW, 8, 200, depth=10, units=32, norm="layer"),
 )
 STANDARD = (
     *_mlps(dict.fromkeys(MLP_RATES, ALL), units=64, seeds=16, steps=600),

@@ -39,7 +39,7 @@ NAME = "{scheme} ({norm} norm, {activation}, {direction})"
 RELU = {"relu": ("default", "xavier", "he", "orthogonal", "lsuv", "normal")}
 BOTH = {**RELU, "tanh": ("default", "xavier", "preserving", "lsuv")}
 SIZES = sizes(
-    "seeds units depth schemes", quick=(12, 128, 30, RELU), standard=(40, 128, 30, BOTH), full=(60, 256, 30, BOTH),
+    "seeds units depth schemes", quick=(20, 128, 30, RELU), standard=(40, 128, 30, BOTH), full=(60, 256, 30, BOTH),
     tiny=(5, 8, 4, BOTH),
 )  # fmt: skip
 

@@ -43,9 +43,12 @@ SIZES = sizes(
 
 def most_networks(case: Case) -> int:
     """Networks a chunk: convolutional ones on larger images take minutes each, and a chunk has a limit of time."""
-    if case["form"] == "perceptron":
-        return 60 if case.integer("seed") < 0 else 10
-    return 6 if case["data"] == "digits" else 1
+    convolutional = case["form"] == "convolutional"
+    if convolutional and case["data"] != "digits":
+        return 1
+    if case.integer("seed") >= 0:  # lesioned, too
+        return 10
+    return 6 if convolutional else 60
 
 
 def grids(

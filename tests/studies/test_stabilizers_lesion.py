@@ -93,3 +93,11 @@ def test_chunks_of_large_convolutional_networks_end_within_the_studys_limit_of_t
 
     assert sizes("standard") == {6}
     assert sizes("full") == {1}
+
+
+@pytest.mark.parametrize(
+    ("form", "dataset", "networks"),
+    [("perceptron", "mnist5k", 10), ("convolutional", "digits", 10), ("convolutional", "mnist5k", 1)],
+)
+def test_networks_that_are_lesioned_come_in_smaller_chunks(form: str, dataset: str, networks: int) -> None:
+    assert lesion.most_networks(Case.of({"form": form, "data": dataset, "seed": 0})) == networks
