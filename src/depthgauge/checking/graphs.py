@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from depthgauge.checking.terms import Term, below, short, terms_of
+from depthgauge.checking.terms import Term, below, short, signed, terms_of
 
 _OF_SCORES = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid"})
 
@@ -78,8 +78,7 @@ def _even(node: Any) -> bool:
         if short(node) in {"Sigmoid", "LogSigmoid"}:
             return bool(((made > 0.49) & (made < 0.74)).all())
         logs = (made if short(node) == "LogSoftmax" else made.log()).float()
-        dim = node._saved_dim
-        dim = dim - 2**64 if dim >= 2**63 else dim
+        dim = signed(node._saved_dim)
         return logs.shape[dim] > 1 and bool((logs.amax(dim) - logs.amin(dim) <= 1.01).all())
     except Exception:  # noqa: BLE001 - a saved tensor may be changed in place, offloaded by the user's hooks, or gone
         return False

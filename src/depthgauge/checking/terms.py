@@ -113,7 +113,7 @@ def _term(node: Any) -> Term | None:
             *_flat(form, scores, targets),
             shape=tuple(targets.shape),
             summed=getattr(node, "_saved_reduction", 1) == 2,
-            ignored=_signed(getattr(node, "_saved_ignore_index", -100)),
+            ignored=signed(getattr(node, "_saved_ignore_index", -100)),
             below=names,
             broadcast=_broadcast(scores, targets),
             plain=getattr(node, "_saved_weight", None) is None and getattr(node, "_saved_pos_weight", None) is None,
@@ -145,7 +145,7 @@ def _like(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return scores.expand_as(scores + targets), targets.expand_as(scores + targets)
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     """An int64 that autograd shows as an unsigned number."""
     return number - 2**64 if number >= 2**63 else number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from depthgauge.checking.questions.data.called import watched
 from depthgauge.checking.questions.data.held import Held
 from depthgauge.checking.questions.data.outputs import Outputs
 from depthgauge.checking.subject import Subject
-from depthgauge.checking.terms import short
+from depthgauge.checking.terms import short, signed
 
 OTHERS = 0.02  # of the sequences, that may end with another token, repeated
 PADDED = 0.15  # of all places, that are padding where it is told
@@ -47,34 +48,38 @@ KINDS = {
 
 def findings(subject: Subject, outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     """Yield what is found of the outputs' dimensions."""
-    yield from list(_softmax(outputs, pairs)) or _over_places(outputs, pairs)
-    yield from _crossed(outputs)
+    graph = list(nodes(outputs.value(outputs.free)))
+    yield from list(_softmax(graph, outputs, pairs)) or _over_places(graph, outputs, pairs)
+    yield from _crossed(graph, outputs)
     yield from _scrambled(subject)
     yield from _padding(outputs, pairs)
 
 
-def _softmax(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
+def _softmax(graph: Sequence[Any], outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     count = nested.rows(outputs.batch)
     shapes = {
         (count, *outputs.free[pair.leaf].shape[1:])
         for pair in pairs
         if pair.classes is not None and outputs.free[pair.leaf].dim() == 2 and outputs.free[pair.leaf].shape[1] != count
     }
-    if not shapes:
-        return
-    for node in nodes(outputs.value(outputs.free)):
-        if short(node) in {"Softmax", "LogSoftmax"} and _along(node) == 0 and tuple(node._saved_result.shape) in shapes:
-            yield Finding(
-                "softmax_over_examples", Status.BROKEN,
-                f"a softmax of the loss goes along dimension 0, over the {count} examples: their"
-                " probabilities of a class add up"
-                " to 1, not those of an example's classes",
-                "take it along the classes (dim=1)", "each example has probabilities of its own", ("loss",),
-            )  # fmt: skip
-            return
+    if shapes and any(along == 0 and shape in shapes for shape, along in _made(graph)):
+        yield Finding(
+            "softmax_over_examples", Status.BROKEN,
+            f"a softmax of the loss goes along dimension 0, over the {count} examples: their"
+            " probabilities of a class add up"
+            " to 1, not those of an example's classes",
+            "take it along the classes (dim=1)", "each example has probabilities of its own", ("loss",),
+        )  # fmt: skip
 
 
-def _over_places(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
+def _made(graph: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Of each softmax: its shape, and the dimension along which it adds up to 1."""
+    for node in graph:
+        if short(node) in {"Softmax", "LogSoftmax"}:
+            yield tuple(node._saved_result.shape), signed(node._saved_dim) % node._saved_result.dim()
+
+
+def _over_places(graph: Sequence[Any], outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     """A softmax of the loss, or of the model at its end, along another dimension than the one that labels choose in."""
     classes = {outputs.free[pair.leaf].shape: pair.classes for pair in pairs if pair.classes is not None}
     leaves = {pair.leaf: pair.classes for pair in pairs if pair.classes is not None}
@@ -87,11 +92,7 @@ def _over_places(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
         if not _is_one(logs, own) and (over := next((dim for dim in others if _is_one(logs, dim)), None)) is not None:
             yield _along_other(over, own, output, "model")
             return
-    made = [
-        (tuple(node._saved_result.shape), _along(node))
-        for node in nodes(outputs.value(outputs.free))
-        if short(node) in {"Softmax", "LogSoftmax"}
-    ]
+    made = list(_made(graph))
     for shape, own in classes.items():
         dims = {dim for of, dim in made if of == tuple(shape)}
         if len(shape) > 2 and dims and own not in dims and 0 not in dims:
@@ -99,10 +100,10 @@ def _over_places(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
             return
 
 
-def _crossed(outputs: Outputs) -> Iterator[Finding]:
+def _crossed(graph: Sequence[Any], outputs: Outputs) -> Iterator[Finding]:
     """Products of two matrices, of (examples, examples), whose factors have unit length along the other axis."""
     count = nested.rows(outputs.batch) or 0
-    for node in nodes(outputs.value(outputs.free)):
+    for node in graph:
         if short(node) != "Mm" or node._saved_self is None or node._saved_mat2 is None:
             continue
         rows, other = node._saved_self.detach(), node._saved_mat2.detach().T
@@ -134,13 +135,6 @@ def _along_other(dim: int, own: int | None, output: Tensor, where: str) -> Findi
         f"take it along dimension {own}", "each place has probabilities of its own",
         ("loss",) if where == "loss" else ("loss", where),
     )  # fmt: skip
-
-
-def _along(node: object) -> int:
-    dim = int(node._saved_dim)  # type: ignore[attr-defined]  # autograd's own attribute
-    dim = dim - 2**64 if dim >= 2**63 else dim
-    dims = int(node._saved_result.dim())  # type: ignore[attr-defined]  # as above
-    return dim % dims
 
 
 def _scrambled(subject: Subject) -> Iterator[Finding]:

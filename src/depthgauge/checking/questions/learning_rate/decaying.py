@@ -12,14 +12,7 @@ from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.workload import Training
 
 STEPS = kinds.LONGER * ladder.STEPS
-TRIED = (
-    0.05  # share of a weight that a decay takes in so many steps, or a penalty with adaptive steps: less is not tried
-)
-HELD_UP, LEFT = (
-    0.85,
-    4.0,
-)  # of the fall without a decay, and times the loss that is left then: it has come to rest where
-# decay and gradient balance, far above
+TRIED = 0.05  # share of a weight that a decay takes in so many steps; of less it is not tried
 PENALTY = 1e-2  # a penalty that Adam divides with the gradient, below which it is not tried
 
 
@@ -46,7 +39,7 @@ def findings(training: Training, rates: Rates, batches: Sequence[Any], rungs: la
         without = ladder.rung(training, rates.present, batches, STEPS, rungs.before).fall
     share = max(own, 0.0) / without if math.isfinite(own) and without > 0 else 0.0
     left = (rungs.start - own, rungs.start - without)  # of the loss
-    held_up = share < HELD_UP and left[0] > LEFT * left[1] > 0
+    held_up = share < kinds.HELD_UP and left[0] > kinds.LEFT * left[1] > 0
     if not (without > ladder.least(rungs.before) and (share < kinds.LARGE_SHARE or held_up)):
         return
     measure = f"loss of {len(rungs.before)} batches after {STEPS} steps on them"

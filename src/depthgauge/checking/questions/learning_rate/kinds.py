@@ -36,6 +36,10 @@ LARGE_SHARE = 0.5  # of the best rate's fall, where the best is a third or less.
 HARM = 0.05  # of the loss at the start, that a rate has to lose against a smaller one: a prompt before a frozen network
 # that was never trained lowers the loss by 2 % at any rate
 LARGE_FACTOR = 0.35  # a third of the rate, with rounding
+HELD_UP, LEFT = 0.85, 4.0  # of the fall without a decay, and times the loss that is left then: decay and gradient
+# balance far above
+SCHEDULED = 48  # steps, after which a schedule has not come to its end
+SHORT = 0.25  # of the fall at its peak
 NOTHING = 0.002  # of the loss at the start, and a tenth of its spread over batches: a fall below both is none
 BATCH_SPREAD = 0.1
 RISE = 0.1  # of the loss at the start, and three times the spread over batches: a rise above both is one
@@ -86,8 +90,8 @@ KINDS = {
     ),
     "short_schedule": Kind(
         "fault",
-        "after 48 steps a schedule has put every rate to 1 % of its peak or less, and at its peak, tried, as many steps"
-        " lower the loss four times as far",
+        f"after {SCHEDULED} steps a schedule has put every rate to {percent(LOW_START)} of its peak or less, and at its"
+        f" peak, tried, as many steps lower the loss {1 / SHORT:.0f} times as far",
     ),
     "never_moved": Kind(
         "fault",
@@ -139,7 +143,7 @@ KINDS = {
         f"rate times weight decay is {STRONG_DECAY} or more, so that weights keep the updates of 50 steps at most; or"
         f" the decay's part of the gradient is {DROWNED:.0f} times that of the loss, where both are equal at rest;"
         f" or, tried where it may matter, the loss falls less than {percent(LARGE_SHARE)} as far with it as without,"
-        " or less than 85 % as far and 4 times as much of it is left",
+        f" or less than {percent(HELD_UP)} as far and {LEFT:.0f} times as much of it is left",
     ),
     "momentum": Kind(
         "fault",

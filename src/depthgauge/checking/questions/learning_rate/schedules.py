@@ -18,8 +18,6 @@ from depthgauge.checking.steps import losses, set_rates, step
 from depthgauge.checking.words import percent
 from depthgauge.workload import Training
 
-STEPS = 48  # after which a schedule has not come to its end
-SHORT = 0.25  # of the fall at its peak
 _ADVICE = (
     "call scheduler.step() after each optimizer.step(), and keep the scheduler with the training (in its loss, or in an"
     " optimizer whose step calls it), or build the training without it"
@@ -59,25 +57,26 @@ def ended(training: Training, rates: Rates, batches: Sequence[Any]) -> Iterator[
     if not low_ or not peaks or seen < kinds.LARGE_SHARE * max(peaks):
         return
     held, _, _ = _fall(training, batches, rates.peak)
-    if held > ladder.least(losses(training, batches)) and own < SHORT * held:
+    if held > ladder.least(losses(training, batches)) and own < kinds.SHORT * held:
         yield Finding(
             "short_schedule", Status.BROKEN,
-            f"after {STEPS} steps the schedule has brought every rate from {rates} to {percent(kinds.LOW_START)} of it"
-            f" or less: they lower the loss by {own:.3g}, and by {held:.3g} where the rate stays",
+            f"after {kinds.SCHEDULED} steps the schedule has brought every rate from {rates} to"
+            f" {percent(kinds.LOW_START)} of it or less: they lower the loss by {own:.3g}, and by {held:.3g} where the"
+            " rate stays",
             "step the schedule once an epoch, or give it the number of all steps",
-            f"the loss falls by {held:.3g}, not by {own:.3g}, in the first {STEPS} steps", ("optimizer",),
+            f"the loss falls by {held:.3g}, not by {own:.3g}, in the first {kinds.SCHEDULED} steps", ("optimizer",),
             Measure("fall of the loss over that at the peak", max(own, 0.0) / held),
         )  # fmt: skip
 
 
 def _fall(training: Training, batches: Sequence[Any], held: Sequence[float] | None) -> tuple[float, bool, float]:
-    """The fall of the loss in STEPS steps; whether all rates are low then, beside the first; the largest on the way."""
+    """The loss's fall in so many steps; whether all rates are low then, beside the first; the largest on the way."""
     optimizer = training.optimizer
     assert optimizer is not None
     with training.untouched(), closing(cast("Any", training.stream())) as stream:
         before, first = losses(training, batches), Rates.of(optimizer)
         largest = 0.0
-        for _ in range(STEPS):
+        for _ in range(kinds.SCHEDULED):
             if held is not None:
                 set_rates(optimizer, held)
             largest = max(largest, *Rates.of(optimizer).present)

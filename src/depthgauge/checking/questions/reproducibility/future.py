@@ -14,7 +14,7 @@ from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.graphs import nodes
 from depthgauge.checking.questions.reproducibility.calls import Event, recorded
 from depthgauge.checking.questions.reproducibility.mixing import distance, outputs
-from depthgauge.checking.terms import short
+from depthgauge.checking.terms import short, signed
 from depthgauge.workload import Training
 
 LEAST = 4  # tokens of a sequence, of which one is changed
@@ -90,8 +90,7 @@ def _held(training: Training, batch: Any) -> list[tuple[Tensor, int | None]]:
         for node in nodes(training.value(batch)):
             name = short(node)
             if name.startswith("NllLoss"):
-                ignored = node._saved_ignore_index
-                found.append((node._saved_target.reshape(-1), ignored - 2**64 if ignored >= 2**63 else ignored))
+                found.append((node._saved_target.reshape(-1), signed(node._saved_ignore_index)))
             elif name in {"MseLoss", "SmoothL1Loss", "HuberLoss"}:
                 found.append((node._saved_target.reshape(-1), None))
     return found

@@ -22,7 +22,7 @@ from depthgauge import nested, seeding
 from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.graphs import nodes
 from depthgauge.checking.questions.reproducibility.calls import Event, recorded
-from depthgauge.checking.terms import below, short
+from depthgauge.checking.terms import below, short, signed
 from depthgauge.restoring import random_states_kept
 from depthgauge.seeding import Purpose
 from depthgauge.workload import Training
@@ -243,7 +243,7 @@ def _along(training: Training, part: Any, count: int) -> str:
         for node in nodes(training.value(part)):
             if node.name() in {"SoftmaxBackward0", "LogSoftmaxBackward0"}:
                 shape = node._saved_result.shape
-                if node._saved_dim % 2**64 in {0, 2**64 - len(shape)} and len(shape) > 1 and count == shape[0]:
+                if signed(node._saved_dim) in {0, -len(shape)} and len(shape) > 1 and count == shape[0]:
                     return "softmax" if shape[1] != count else ""
     return ""
 
@@ -275,7 +275,7 @@ def _spreads(node: Any, count: int) -> bool:
     for each in (lower, *itertools.islice(below(lower), 3)):
         if short(each) in {"Std", "Var", "LinalgVectorNorm"}:
             given, dims = each._saved_self, each._saved_dim
-            first = dims is not None and [dim % 2**64 for dim in dims] in ([0], [2**64 - given.dim()])
+            first = dims is not None and [signed(dim) for dim in dims] in ([0], [-given.dim()])
             return bool(first and given.dim() > 1 and len(given) == count)
     return False
 

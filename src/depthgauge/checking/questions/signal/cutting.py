@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from depthgauge.checking.graphs import nodes
 from depthgauge.workload import Training
 
 CUT = 3  # cuts in a row, each of what the last one's result became
@@ -79,16 +81,5 @@ def chain(training: Training, batch: Any) -> tuple[int, tuple[str, ...]]:
 
 def _leaves(value: Tensor) -> set[int]:
     """Identities of the leaves that a tensor was made of."""
-    stack: list[Any] = [value.grad_fn]
-    seen: set[Any] = set()
-    found: set[int] = set()
-    while stack and len(seen) < NODES:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found.add(id(leaf))
-        stack += [each for each, _ in node.next_functions]
-    return found
+    leaves = (getattr(node, "variable", None) for node in islice(nodes(value), NODES))
+    return {id(leaf) for leaf in leaves if leaf is not None}

@@ -128,7 +128,7 @@ def _multiplied(_subject: Subject, trials: _Trials) -> Iterator[Finding]:
 
 def _far(subject: Subject, trials: _Trials) -> Iterator[Finding]:
     """Scores of a classification that begin so large that own steps only bring them down."""
-    begun, term = subject.begun, next((each for each in subject.seen.graph.terms), None)
+    begun, term = subject.begun, next(iter(subject.seen.graph.terms), None)
     if begun is None or not begun.before or not begun.after or begun.steps < BEGUN or term is None:
         return
     if len(subject.seen.graph.terms) != 1 or not term.is_all_of(subject.seen.loss):

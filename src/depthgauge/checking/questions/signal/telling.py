@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 import torch
@@ -214,11 +214,16 @@ def _built(now: Watched) -> Iterator[Finding]:
                   where[:MOST_WHERE], Measure("made anew", float(size), unit="parameters"))  # fmt: skip
 
 
+def _where(places: Mapping[str, str]) -> tuple[str, ...]:
+    """Places and the modules called last before them, each once."""
+    return tuple(dict.fromkeys(each for pair in places.items() for each in pair if each))
+
+
 def _twice(now: Watched) -> Iterator[Finding]:
     """Weights that add up to one, and go through a softmax once more."""
     if not now.twice:
         return
-    where = tuple(dict.fromkeys(each for pair in now.twice.items() for each in pair if each))
+    where = _where(now.twice)
     text = f"weights that add up to one go through a softmax again in `{where[0]}`: it makes them nearly equal, as none"
     text += " gets more than e = 2.7 times another's"
     yield Finding("softmax_twice", Status.LOOK, text, "take one of the two softmaxes out", "a weight can be near 1",
@@ -229,7 +234,7 @@ def _zeroed(now: Watched) -> Iterator[Finding]:
     """Scores that a mask has made 0, whose exponential is 1."""
     if not now.zeroed:
         return
-    where = tuple(dict.fromkeys(each for pair in now.zeroed.items() for each in pair if each))
+    where = _where(now.zeroed)
     text = f"scores of masked places are 0 before the softmax in `{where[0]}`, and exp(0) is 1: what is masked gets a"
     text += " weight like the others"
     yield Finding("masked_by_zero", Status.BROKEN, text, "set masked scores to -inf (masked_fill) before the softmax",
