@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from depthgauge.checking.questions.learning_rate.branches import Branches
 from depthgauge.checking.questions.learning_rate.longer import Longer
 from depthgauge.checking.questions.signal import frozen, passed_by, passing
 from depthgauge.checking.questions.signal.depth import Passage
+from depthgauge.checking.questions.signal.depth import passage as passage_of
 from depthgauge.checking.questions.signal.remedies import Trial
 from depthgauge.checking.questions.signal.units import Units
 from depthgauge.checking.questions.signal.wiring import Wiring
@@ -72,6 +75,23 @@ def test_clipped_lines_are_told_where_another_initialization_gets_further(
     found = list(passed_by.of_clipped(units, units, passed_by.Depth(passage, plain, (remedy,))))
     assert [each.kind for each in found] == (["saturated_units"] if told else [])
     assert not told or found[0].where == ("0", "2", "4", "6")
+
+
+@pytest.mark.parametrize(("steps", "kind"), [(6, "not_measured"), (30, "uneven")])
+def test_a_gradient_that_fades_is_undecided_where_there_was_no_time_for_remedies(steps: int, kind: str) -> None:
+    """And is asked about again with the time that other questions leave."""
+    net = nn.Sequential(*(part for _ in range(8) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())), nn.Linear(WIDTH, 3))
+    for each in net.parameters():
+        each.data.mul_(0.3 if each.dim() > 1 else 0.0)
+    batches = [(torch.randn(ROWS, WIDTH), torch.randint(3, (ROWS,))) for _ in range(2)]
+    training = Training(net, batches, None, torch.optim.SGD(net.parameters(), 1e-7))
+    with training.untouched():
+        seen = passage_of(training, batches)
+    depth = passed_by.examine(
+        training, replace(seen, reach=(-4.5, -4.5), allowed=1.0), batches, steps, going=lambda: True
+    )
+    depth = replace(depth, tried=(), plain=None if depth.plain is None else replace(depth.plain, after=(0.9, 0.9)))
+    assert [each.kind for each in passed_by.of_depth(depth)] == [kind]
 
 
 def test_half_of_what_is_below_zero_is_no_saturation_of_a_line_that_begins_there() -> None:

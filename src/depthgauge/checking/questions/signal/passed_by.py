@@ -45,6 +45,7 @@ class Depth:
         blocks: that have none.
         rows: embeddings with numbers far larger than N(0, 1).
         longer: four times the steps from the weights as they are; None where they were not made.
+        short: whether there was no time for all that was to be tried.
     """
 
     passage: Passage
@@ -53,6 +54,7 @@ class Depth:
     blocks: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     longer: Trial | None = None
+    short: bool = False
 
     @property
     def best(self) -> Trial | None:
@@ -121,13 +123,16 @@ def examine(
         wanted += remedies.remedies(training, batches[0], wrong)
         far = abs(passage.decades) > max(MODERATE, passage.allowed)
         wanted += [even] if far and (even := remedies.evened(passage)) else []
-    depth = Depth(passage, None, (), tuple(blocks), tuple(rows))
+    short = training.optimizer is not None and bool(wanted) and steps < remedies.STEPS
+    depth = Depth(passage, None, (), tuple(blocks), tuple(rows), short=short)
     if training.optimizer is None or steps < remedies.LEAST or not wanted:
         return depth
     plain = remedies.trial(training, batches, steps, None)
     for name, says, lay in wanted:
-        if not going() or depth.held:
+        if depth.held:
             break
+        if not going():
+            return replace(depth, short=True)
         trial = remedies.trial(training, batches, steps, lay, name=name, says=says)
         depth = replace(depth, plain=plain, tried=(*depth.tried, trial))
     evened = depth.best is not None and depth.best.name == remedies.EVEN  # held to more steps, not to HELD
@@ -194,6 +199,11 @@ def of_depth(depth: Depth, later: Passage | None = None) -> Iterator[Finding]:
     elif best is not None:
         kind = "initialization" if kind != "missing_skip" else "way_around"
         yield Finding(kind, Status.LOOK, text, advice, expected, where, measure, tried)
+    elif depth.short and abs(passage.decades) > max(MODERATE, passage.allowed):
+        steps = plain.steps if plain is not None else 0
+        says = f"{text}; whether another initialization gets further was not measured: there was time for {steps} of"
+        says += f" {remedies.STEPS} steps"
+        yield Finding("not_measured", Status.UNDECIDED, says, "give the check a larger budget", where=where)
     elif abs(passage.decades) > max(SUSPECT, passage.allowed):
         says = "; no remedy that was tried gets further" if depth.tried else ""
         yield Finding("uneven", Status.FINE, text + says, where=where, measure=measure)
