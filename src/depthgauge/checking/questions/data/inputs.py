@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -18,10 +18,13 @@ from depthgauge.checking.questions.data.losses import chance, main_term
 from depthgauge.checking.questions.data.outputs import scored
 from depthgauge.checking.questions.data.passing import Passed
 from depthgauge.checking.questions.data.seeing import changed
+from depthgauge.checking.words import percent
 from depthgauge.foreign import contained
+from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training
 
 LARGE = 20.0  # rms of inputs: curvature grows with its square; bytes as they are have 70 to 150, standardized ones 1
+SAME_SLOPE = 0.2  # of the first weights' gradient, when inputs are halved: 0.10 before a norm, 0.38 and more elsewhere
 SMALL = 0.005  # rms of inputs: bytes divided by 255 twice have 0.002, quiet sound 0.01
 NORM = 0.1  # of an example of a table: words counted and divided by their number have 0.2, and one-hot rows 1
 OFFSET = 10.0  # mean over standard deviation: the condition of a linear layer's curvature is 1 + its square
@@ -43,7 +46,8 @@ KINDS = {
     "unscaled_inputs": Kind(
         "fault",
         f"inputs reach the first weights with a root mean square of {LARGE:g} or more: the curvature there grows with"
-        " its square, and the largest stable rate falls with it",
+        " its square, and the largest stable rate falls with it. Not said where halved inputs leave the first weights'"
+        f" gradient as it is (to {percent(SAME_SLOPE)}), as of a layer before a normalization",
     ),
     "tiny_inputs": Kind(
         "fault",
@@ -89,6 +93,10 @@ def findings(seen: Seen, batches: Batches, passed: Passed, training: Training) -
             yield from _nonfinite(column, seen)
         if column.continuous:
             found = [] if trained else [*_scale(column, passed)]
+            if any(each.kind == "unscaled_inputs" for each in found) and _is_scaled_inside(
+                training, seen, column, passed
+            ):
+                found = []
             found += [*_features(column), *_channels(column), *_leaks(column, batches)]
             yield from found if found and _goes_in(training, seen.batch, column) else ()
     if term is not None and term.form == "regression" and not trained:
@@ -107,6 +115,31 @@ def _goes_in(training: Training, batch: Any, column: Column) -> bool:
     except Exception:  # noqa: BLE001 - the user's code may raise anything of other numbers
         return True
     return base is None or other is None or not torch.equal(base[0], other[0])
+
+
+def _is_scaled_inside(training: Training, seen: Seen, column: Column, passed: Passed) -> bool:
+    """Tell whether halved inputs leave the first weights' gradient as it is, as of a layer before a normalization.
+
+    That layer's output then goes on without its size: from the same weights, every step is the same at every size.
+    """
+    if passed.first is None:
+        return False
+    weights = [each for each in training.model.get_submodule(passed.first.layer).parameters() if each.dim() > 1]
+    weights = [each for each in weights if each.requires_grad]
+    try:
+        with training.untouched(), contained():
+            halved = changed(seen.batch, {column.place or None}, lambda values: values / 2)
+            whole, half = (_slopes(training, batch, weights) for batch in (seen.batch, halved))
+    except Exception:  # noqa: BLE001 - the user's code may raise anything of other numbers
+        return False
+    return bool((whole - half).norm() < SAME_SLOPE * whole.norm())
+
+
+def _slopes(training: Training, batch: Any, weights: Sequence[Tensor]) -> Tensor:
+    """The loss's gradient to these, as one vector; noise is drawn as in every other call."""
+    seed_globals(0, Purpose.DROPOUT)
+    with torch.enable_grad():
+        return torch.cat([each.flatten().double() for each in torch.autograd.grad(training.value(batch), weights)])
 
 
 def table(batches: Batches) -> pd.DataFrame:

@@ -94,6 +94,8 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     if isinstance(depth, Finding):
         found.append(depth)
         depth = None
+    if depth and not any(each.kind == "saturated_units" for each in found):
+        found += passed_by.of_clipped(now.units, later.passed.units if later.passed else None, depth)
     passage = list(passed_by.of_depth(depth, later.passage) if depth else ())
     found += _changed(subject, [*found, *passage])
     found += _advised(passage, found)

@@ -55,7 +55,7 @@ def _frozen_layers(wiring: Wiring, still: set[str]) -> list[str]:
 
     trains = [some(name, alive) for name, _ in layers]
     frozen = [some(name, still) and not trains[place] for place, (name, _) in enumerate(layers)]
-    if heads := _heads(wiring, layers, frozen, trains):
+    if heads := _heads(wiring, layers, frozen, trains) or _head_of_learnt(wiring, layers, frozen, trains):
         return heads
     if sum(frozen) * 2 >= len(layers) or _is_base(wiring, frozen):
         return []
@@ -92,6 +92,26 @@ def _heads(
         return []
     used = all(wiring.passed.called.get(name) for name in names)
     return names if used and not any(name in wiring.passed.cut for name in names) else []
+
+
+def _head_of_learnt(
+    wiring: Wiring, layers: list[tuple[str, nn.Module]], frozen: list[bool], trains: list[bool]
+) -> list[str]:
+    """Frozen new layers at the end, where all other frozen ones have learnt and what trains lies before: adapters."""
+    last = max((place for place, each in enumerate(trains) if each), default=-1)
+    still = [(place, *layers[place]) for place in range(len(layers)) if frozen[place] and _is_told(layers[place][1])]
+    heads = [name for place, name, layer in still if place > last and is_new(layer)]
+    body = [layer for _, name, layer in still if name not in heads]
+    if not heads or not wiring.passed.alive or len(body) < 2 or any(map(is_new, body)):
+        return []
+    if [name for _, name, _ in still[-len(heads) :]] != heads or any(name in wiring.passed.cut for name in heads):
+        return []
+    return heads if all(wiring.passed.called.get(name) for name in heads) else []
+
+
+def _is_told(layer: nn.Module) -> bool:
+    """Whether a layer is of a kind, and has numbers enough, to tell new ones from others."""
+    return isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.weight.numel() >= 30
 
 
 def _is_used(wiring: Wiring, name: str, still: set[str]) -> bool:

@@ -31,8 +31,9 @@ KINDS = {
     "frozen_layer": Kind(
         "fault",
         "a frozen layer with the weights of a new one, between layers that train, alone among four or more, or a "
-        "head, or several heads side by side, or frozen with another module with whose name its own begins: a frozen "
-        "part is sound where it was trained, is most of the model, has an adapter around it, or is a table of vectors",
+        "head, or several heads side by side, or a head behind frozen layers that have all learnt, or frozen with "
+        "another module with whose name its own begins: a frozen part is sound where it was trained, is most of the "
+        "model, has an adapter around it, or is a table of vectors",
     ),
     "tied_by_copy": Kind(
         "fault",
@@ -147,6 +148,8 @@ KINDS = {
     "saturated_units": Kind(
         "fault",
         "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest; "
+        "or 80 % of those of three clipped lines (hardtanh, hardsigmoid) lie beyond their ends, at the start and after "
+        "steps, and from another initialization, tried, the same steps bring the loss down four times as far; "
         "or half of a new model's rows of attention give one place 0.99",
     ),
     "frozen": Kind(

@@ -30,6 +30,7 @@ GROWN = 2.0  # decades of a signal's size along the layers from which remedies a
 GAIN_APART = 4.0  # times the other layers' median gain, or He's, from which remedies are tried
 DEAD = 0.9  # of a layer's units: chance kills half of a narrow layer at most (theory.relu_dying_probability)
 SATURATED = 0.9  # of a layer's values
+CLIPPED, CHAIN = 0.8, 3  # of the values of so many clipped lines: a hundredth of a gradient's paths is left behind them
 MOST_WHERE = 12
 
 
@@ -44,6 +45,7 @@ class Depth:
         blocks: that have none.
         rows: embeddings with numbers far larger than N(0, 1).
         longer: four times the steps from the weights as they are; None where they were not made.
+        short: whether there was no time for all that was to be tried.
     """
 
     passage: Passage
@@ -52,6 +54,7 @@ class Depth:
     blocks: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     longer: Trial | None = None
+    short: bool = False
 
     @property
     def best(self) -> Trial | None:
@@ -120,13 +123,16 @@ def examine(
         wanted += remedies.remedies(training, batches[0], wrong)
         far = abs(passage.decades) > max(MODERATE, passage.allowed)
         wanted += [even] if far and (even := remedies.evened(passage)) else []
-    depth = Depth(passage, None, (), tuple(blocks), tuple(rows))
+    short = training.optimizer is not None and bool(wanted) and steps < remedies.STEPS
+    depth = Depth(passage, None, (), tuple(blocks), tuple(rows), short=short)
     if training.optimizer is None or steps < remedies.LEAST or not wanted:
         return depth
     plain = remedies.trial(training, batches, steps, None)
     for name, says, lay in wanted:
-        if not going() or depth.held:
+        if depth.held:
             break
+        if not going():
+            return replace(depth, short=True)
         trial = remedies.trial(training, batches, steps, lay, name=name, says=says)
         depth = replace(depth, plain=plain, tried=(*depth.tried, trial))
     evened = depth.best is not None and depth.best.name == remedies.EVEN  # held to more steps, not to HELD
@@ -193,6 +199,11 @@ def of_depth(depth: Depth, later: Passage | None = None) -> Iterator[Finding]:
     elif best is not None:
         kind = "initialization" if kind != "missing_skip" else "way_around"
         yield Finding(kind, Status.LOOK, text, advice, expected, where, measure, tried)
+    elif depth.short and abs(passage.decades) > max(MODERATE, passage.allowed):
+        steps = plain.steps if plain is not None else 0
+        says = f"{text}; whether another initialization gets further was not measured: there was time for {steps} of"
+        says += f" {remedies.STEPS} steps"
+        yield Finding("not_measured", Status.UNDECIDED, says, "give the check a larger budget", where=where)
     elif abs(passage.decades) > max(SUSPECT, passage.allowed):
         says = "; no remedy that was tried gets further" if depth.tried else ""
         yield Finding("uneven", Status.FINE, text + says, where=where, measure=measure)
@@ -289,3 +300,20 @@ def _saturated(units: Units, when: str) -> Iterator[Finding]:
     yield Finding(
         "saturated_units", Status.LOOK, text, advice, "the layers below it train", where[:MOST_WHERE], measure
     )
+
+
+def of_clipped(now: Units, later: Units | None, depth: Depth) -> Iterator[Finding]:
+    """Several clipped lines that are flat for most values, where another initialization, tried, gets further."""
+    flat, best, plain = now.clipped(CLIPPED), depth.best, depth.plain
+    stays = later is not None and len(later.clipped(CLIPPED)) >= CHAIN
+    if len(flat) < CHAIN or not stays or best is None or plain is None:
+        return
+    where = tuple(dict.fromkeys(each.layer for each in flat))
+    share = sum(each.flat for each in flat) / sum(each.values for each in flat)
+    text = f"{100 * share:.3g} % of the values after {listed(where)} lie where a clipped line is flat, and no gradient"
+    text += " passes"
+    text += f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
+    measure = Measure("saturated values", share, method="beyond the ends of a clipped line")
+    tried = Tried(best.name, f"loss after {best.steps} steps", plain.ended, best.ended)
+    yield Finding("saturated_units", Status.LOOK, text, best.says, "the layers below train", where[:MOST_WHERE],
+                  measure, tried)  # fmt: skip

@@ -37,8 +37,11 @@ _FLAT: Mapping[str, _Reading] = {
     "EluBackward": ("_saved_self_or_result", lambda x: x < -4.6),
     "GeluBackward": ("_saved_self", lambda x: x < -3.4),
     "SiluBackward": ("_saved_self", lambda x: x < -7.0),
+    "HardsigmoidBackward": ("_saved_self", lambda x: x.abs() >= 3),
+    "HardtanhBackward": ("_saved_self", lambda x: x.abs() >= 1),  # its usual ends; `_clipped` reads its own
 }
 """Activations that saturate: the saved tensor, and where the derivative is below `SLOPE` of its largest."""
+_CLIPS = ("HardtanhBackward", "HardsigmoidBackward")  # flat beyond two ends: no gradient passes there
 _ENDS_LAST = ("AddmmBackward", "MmBackward", "LinearBackward", "BmmBackward")  # units are the last dimension
 
 
@@ -93,13 +96,18 @@ class Units:
             layer, ends_last = before
             number = counted[layer] = counted.get(layer, -1) + 1
             try:
-                mask = reading[1](getattr(node, reading[0]).detach())
+                saved = getattr(node, reading[0]).detach()
+                mask = _clipped(node, saved) if kind == "HardtanhBackward" else reading[1](saved)
             except (RuntimeError, AttributeError, TypeError):  # changed in place since, or freed
                 continue
             if mask.dim() < 2 or not mask.numel():
                 continue
             empty = Layer(layer, kind.removesuffix("Backward"), node in hidden, np.zeros(0, bool))
             self._add(self.layers.setdefault((layer, number), empty), mask, kind in _ZERO, ends_last)
+
+    def clipped(self, least: float) -> list[Layer]:
+        """Activations that are a line between two ends, of which at least that share of the values lies beyond."""
+        return [each for each in self.layers.values() if f"{each.kind}Backward" in _CLIPS and each.flat_share >= least]
 
     def _add(self, found: Layer, mask: Tensor, can_die: bool, ends_last: bool) -> None:
         if not can_die:
@@ -112,6 +120,12 @@ class Units:
             found.dead = dead
         elif found.dead.shape == dead.shape:
             found.dead = found.dead & dead
+
+
+def _clipped(node: Any, x: Tensor) -> Tensor:
+    """Where a line between two ends is flat; of one that begins at 0 (ReLU6) the upper end alone, as half is below."""
+    low, high = node._saved_min_val, node._saved_max_val
+    return x >= high if low == 0 else (x <= low) | (x >= high)
 
 
 def _hidden(value: Tensor, names: Mapping[int, str]) -> set[Any]:
