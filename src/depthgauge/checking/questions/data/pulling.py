@@ -21,7 +21,7 @@ from depthgauge.checking.subject import Subject
 from depthgauge.seeding import Purpose, generator
 
 DRAWS = 24  # of outputs: the mean over them leaves a tenth of a force's size of noise at 4 numbers an output
-SIGNS = 5.0  # standard deviations of all pairs' forces, and of what chance makes of this one's, beyond which one is drawn together or pushed apart
+SIGNS = 5.0  # standard deviations of all pairs' forces, and of chance, beyond which one is drawn or pushed
 BATCHES = 4
 ROWS = 512  # of all outputs, at most
 WIDE = 4  # numbers of an output, at least
