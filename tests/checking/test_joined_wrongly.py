@@ -62,6 +62,11 @@ def test_gate_of_an_example_along_its_units(lost: bool) -> None:
     assert told == ({"along_another_axis": ("model", "loss")} if lost else {})
 
 
+def same_noise(net: Any, x: Tensor) -> Tensor:
+    noise = torch.randn(len(x), 1, 1, generator=torch.Generator().manual_seed(0))
+    return net.linear(x) + noise
+
+
 @pytest.mark.parametrize(
     ("function", "shape", "faulty"),
     [
@@ -69,6 +74,7 @@ def test_gate_of_an_example_along_its_units(lost: bool) -> None:
         (lambda net, x: net.linear(x) * net.own[: len(x), None], (COUNT, 1), True),
         (lambda net, x: net.linear(x) + net.own, (LONG, COUNT), False),
         (lambda net, x: net.linear(x) + torch.randn(len(x), 1, 1), (1,), False),
+        (same_noise, (1,), False),
         (lambda net, x: net.linear(x) + x.mean((0, 2))[:, None], (1,), False),
         (lambda net, x: net.linear(x) * net.own[torch.arange(len(x)) * 2 // len(x)], (2, 1, 1), False),  # two members
     ],

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
@@ -25,6 +27,10 @@ from depthgauge.restoring import random_states_kept
 from depthgauge.workload import Training
 
 PASSES = 10
+_RANDOM = frozenset(
+    {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "uniform"}
+    | {"bernoulli", "multinomial", "exponential", "poisson", "random"}
+)
 
 KINDS = {
     "row_in_batch": Kind(
@@ -34,6 +40,18 @@ KINDS = {
         " has another output in each (an ensemble's members share rows)",
     ),
 }
+
+
+class _Draws(TorchFunctionMode):
+    """Note whether random numbers are drawn, also from a generator that a call makes and seeds itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.any |= getattr(func, "__name__", "").rstrip("_") in _RANDOM
+        return func(*args, **(kwargs or {}))
 
 
 def findings(subject: Subject) -> Iterator[Finding]:
@@ -79,12 +97,17 @@ def _by_row_alone(training: Training, part: Any, base: list[Event], least: float
     count = nested.rows(part) or 0
     with attributes_kept(training) as generators, random_states_kept():
         reseed(generators, 1)
-        if mixing.changes(base, mixing.outputs(training, part), mixing.distance) > 0:
+        with _Draws() as draws:
+            again = mixing.outputs(training, part)
+        if draws.any or mixing.changes(base, again, mixing.distance) > 0:
             return False
-    changed = mixing.replaced(part, 0)
-    if changed is None or mixing.carries(training, part) > 0:
-        return False
-    if mixing.changes(base, mixing.outputs(training, changed), lambda a, b: mixing.others(a, b, count, 0)) > least:
+    for row in (0, count // 2):
+        if (changed := mixing.replaced(part, row)) is None:
+            return False
+        outside = partial(mixing.others, count=count, row=row)
+        if mixing.changes(base, mixing.outputs(training, changed), outside) > least:
+            return False
+    if mixing.carries(training, part) > 0:
         return False
     same = mixing.outputs(training, nested.mapped(part, lambda each: each[:1].expand_as(each).clone()))
     return any(_all_differ(each, count, least) for event in same if event.edge == "out" for _, each in event.read)
