@@ -46,8 +46,9 @@ class _Watch(TorchFunctionMode):
             if not self._raised:
                 self._raised = True
                 shapes = [tuple(each.shape) for each in args[:2] if isinstance(each, Tensor)]
-                if len(shapes) == 2 and (across := _across(*sorted(shapes, key=len), self._count)):
-                    self.found = (self._within.place("loss"), *across)
+                small, large = sorted(shapes, key=len) if len(shapes) == 2 else ((), ())
+                if _meet(small, large, self._count):
+                    self.found = self._within.place("loss"), small, large
             raise
 
 
@@ -66,8 +67,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     if watch.found is None:
         return
     where, small, large = watch.found
-    small, large = ((count if size == count - 1 else size for size in shape) for shape in (small, large))
-    one, other = (" x ".join(map(str, shape)) for shape in (small, large))
+    one, other = (" x ".join(str(count if size == count - 1 else size) for size in shape) for shape in (small, large))
     place = "the loss" if where == "loss" else f"`{where}`"
     yield Finding(
         "along_another_axis", Status.BROKEN,
@@ -78,10 +78,8 @@ def findings(subject: Subject) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _across(
-    small: tuple[int, ...], large: tuple[int, ...], count: int
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Both shapes, where both have the examples first, and the smaller one's meet a dimension one longer."""
+def _meet(small: tuple[int, ...], large: tuple[int, ...], count: int) -> bool:
+    """Tell whether both have the examples first, and the smaller one's meet a dimension that is one longer."""
     if not small or len(small) >= len(large) or small[0] != count or large[0] != count:
-        return None
-    return (small, large) if large[len(large) - len(small)] == count + 1 else None
+        return False
+    return large[len(large) - len(small)] == count + 1

@@ -103,10 +103,10 @@ def _add(outputs: Outputs, pairs: Pairs) -> bool:
     alike = len({each.shape[1] for each in free}) == 1 and [len(each) for each in given] == [len(each) for each in free]
     if len(widths) != 1 or not alike or free[0].shape[1] < WIDE or not 8 <= rows <= ROWS:
         return False
-    told = _forces(outputs)
-    if told is None:
+    drawn = _forces(outputs)
+    if drawn is None:
         return False
-    forces, noise = told
+    forces, noise = drawn
     inputs = torch.cat([each.reshape(len(each), -1).float() for each in given])
     apart = torch.cdist(inputs, inputs)
     away = ~torch.eye(rows, dtype=torch.bool, device=apart.device)
