@@ -17,12 +17,15 @@ from depthgauge.checking import Answer, Status, terms
 from depthgauge.checking.questions.data import (
     KINDS,
     QUESTION,
+    across,
+    added,
     addends,
     belonging,
     called,
     derivatives,
     evaluated,
     joined,
+    kept,
     labels,
     of_outputs,
     order,
@@ -30,6 +33,7 @@ from depthgauge.checking.questions.data import (
     pairing,
     parts,
     pulling,
+    rows,
     stored,
     values,
 )
@@ -170,7 +174,7 @@ def test_what_is_planted_is_found(kind: str) -> None:
 
 def test_every_kind_is_planted_or_has_its_own_test() -> None:
     apart = (of_outputs, called, addends, pulling, values, order, padding, pairing, belonging, parts)  # tested beside
-    apart += (derivatives, evaluated, joined, stored)
+    apart += (derivatives, evaluated, joined, stored, across, added, kept, rows)
     elsewhere = {kind for module in apart for kind in module.KINDS}
     own = {"refused", "frozen_norm", "cannot_fit", "divided_twice"}
     own |= {"washed_out", "uneven_channels", "weights_favour_frequent", "ignored_class", "two_of_many_classes"}

@@ -263,6 +263,23 @@ def test_outputs_that_are_drawn_together(loss: Any, expected: set[str]) -> None:
     assert found(of, of_outputs, pulling) == expected
 
 
+def test_what_a_frozen_reference_says_is_drawn_nowhere() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.policy, self.before = nn.Linear(WIDE, 12), nn.Linear(WIDE, 12).requires_grad_(False)
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        with torch.no_grad():
+            before = model.before(batch[0] + 0.01 * torch.randn_like(batch[0])).log_softmax(1)
+        gain = model.policy(batch[0]).log_softmax(1) - before
+        better, worse = gain.gather(1, batch[1]).unbind(1)
+        return -functional.logsigmoid(better - worse).mean()
+
+    batches = [(torch.randn(96, WIDE), torch.rand(96, 12).argsort(1)[:, :2]) for _ in range(3)]
+    assert found(Training(Pair(), batches, loss), pulling) == set()
+
+
 @pytest.mark.parametrize(("dim", "expected"), [(0, {"norm_over_examples"}), (1, set())])
 def test_cosines_of_rows(dim: int, expected: set[str]) -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:

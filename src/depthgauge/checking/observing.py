@@ -12,6 +12,7 @@ import torch
 
 from depthgauge import nested
 from depthgauge.checking import late
+from depthgauge.checking.filled import Before, Empty
 from depthgauge.checking.graphs import Graph, graph_of
 from depthgauge.checking.steps import losses
 from depthgauge.workload import Training
@@ -48,6 +49,7 @@ class Seen:
         gradients: by parameter, those that train; None where the pass left none.
         seconds: of the pass, forward and backward, warm where there were two.
         made: layers that the first pass made.
+        filled: attributes in which it left tensors, and that held nothing before.
     """
 
     batch: Any
@@ -57,6 +59,7 @@ class Seen:
     gradients: Mapping[str, Gradient | None]
     seconds: float
     made: late.Made = ()
+    filled: tuple[Empty, ...] = ()
 
     @property
     def loss(self) -> float:
@@ -79,7 +82,7 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
     with training.untouched():
         for parameter in training.model.parameters():
             parameter.grad = None
-        before = late.names(training.model)
+        before, empty = late.names(training.model), Before.of(training.model)
         value = training.value(batches[0])
         graph = graph_of(value)
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -88,7 +91,7 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
             for name, each in training.model.named_parameters()
             if each.requires_grad
         }
-        made = late.made(before)
+        made, filled = late.made(before), empty.filled()
     seconds = time.perf_counter() - began
     if seconds < WARM * left():
         with training.untouched():
@@ -98,7 +101,7 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
     more = min(len(batches), 1 + int(OTHERS * left() / max(seconds, 1e-9))) if left() < math.inf else len(batches)
     with training.untouched():
         others = losses(training, batches[1:more])
-    return Seen(batches[0], nested.rows(batches[0]), (value.item(), *others), graph, gradients, seconds, made)
+    return Seen(batches[0], nested.rows(batches[0]), (value.item(), *others), graph, gradients, seconds, made, filled)
 
 
 def _gradient(gradient: torch.Tensor) -> Gradient:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.data import (
+    across,
+    added,
     addends,
     batches,
     belonging,
@@ -18,6 +20,7 @@ from depthgauge.checking.questions.data import (
     fitting,
     inputs,
     joined,
+    kept,
     labels,
     losses,
     modes,
@@ -28,6 +31,7 @@ from depthgauge.checking.questions.data import (
     parts,
     passing,
     pulling,
+    rows,
     seeing,
     smallest,
     stored,
@@ -48,6 +52,7 @@ KINDS = {
     **summing.KINDS, **parts.KINDS, **called.KINDS, **of_outputs.KINDS, **addends.KINDS, **pulling.KINDS,
     **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
     **derivatives.KINDS, **evaluated.KINDS, **joined.KINDS, **stored.KINDS,
+    **across.KINDS, **added.KINDS, **kept.KINDS, **rows.KINDS,
 }  # fmt: skip
 
 
@@ -71,6 +76,7 @@ def ask(subject: Subject) -> Answer:
         pairing.findings(subject), belonging.findings(subject, read),
         summing.findings(subject), called.findings(subject), of_outputs.findings(subject),
         derivatives.findings(subject), evaluated.findings(subject), joined.findings(subject),
+        across.findings(subject), added.findings(subject), kept.findings(subject), rows.findings(subject),
         stored.findings(subject), smallest.findings(subject), addends.findings(subject), pulling.findings(subject),
         fitting.findings(subject, fitted),
     ]  # fmt: skip

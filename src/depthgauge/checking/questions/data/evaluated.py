@@ -6,17 +6,16 @@ import linecache
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.parameters import of_a_package
+from depthgauge.checking.questions.data.within import Within
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import listed
 from depthgauge.restoring import random_states_kept
@@ -39,16 +38,16 @@ KINDS = {
 class _Watch(TorchFunctionMode):
     """Note the modules in evaluation mode within which values are dropped, with the rate."""
 
-    def __init__(self) -> None:
+    def __init__(self, within: Within) -> None:
         super().__init__()
-        self.stack: list[tuple[str, nn.Module]] = []
+        self._within = within
         self.found: dict[str, float] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         name = getattr(func, "__name__", "")
-        if self.stack and (name in _DROPS or name == _ATTENTION):
-            place, module = self.stack[-1]
+        if (name in _DROPS or name == _ATTENTION) and (called := self._within.innermost):
+            place, module = called
             rate = _rate(name, args, given)
             if rate > 0 and not module.training and not of_a_package(module) and not _meant(sys._getframe(1)):
                 self.found[place] = max(rate, self.found.get(place, 0.0))
@@ -60,13 +59,8 @@ def findings(subject: Subject) -> Iterator[Finding]:
     training = subject.training
     if isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 2 * subject.seen.seconds:
         return
-    watch = _Watch()
-    with training.untouched(), random_states_kept(), ExitStack() as hooks:
-        for name, module in training.model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                first = module.register_forward_pre_hook(_entered(watch, name or "model"))
-                hooks.callback(first.remove)
-                hooks.callback(module.register_forward_hook(_left(watch), always_call=True).remove)
+    with training.untouched(), random_states_kept(), Within(training.model) as within:
+        watch = _Watch(within)
         training.model.eval()
         try:
             with watch:
@@ -84,21 +78,6 @@ def findings(subject: Subject) -> Iterator[Finding]:
             "evaluation uses all values", tuple(dict.fromkeys((*watch.found, "model"))),
             Measure("dropout rate in evaluation", rate),
         )  # fmt: skip
-
-
-def _entered(watch: _Watch, name: str) -> Any:
-    def hook(module: nn.Module, _: Any) -> None:
-        watch.stack.append((name, module))
-
-    return hook
-
-
-def _left(watch: _Watch) -> Any:
-    def hook(_: nn.Module, __: Any, ___: Any) -> None:
-        if watch.stack:
-            watch.stack.pop()
-
-    return hook
 
 
 def _rate(name: str, args: Any, given: Any) -> float:

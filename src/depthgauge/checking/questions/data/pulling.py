@@ -21,7 +21,7 @@ from depthgauge.checking.subject import Subject
 from depthgauge.seeding import Purpose, generator
 
 DRAWS = 24  # of outputs: the mean over them leaves a tenth of a force's size of noise at 4 numbers an output
-SIGNS = 5.0  # standard deviations of all pairs' forces, beyond which one is drawn together or pushed apart
+SIGNS = 5.0  # standard deviations of all pairs' forces, and of chance, beyond which one is drawn or pushed
 BATCHES = 4
 ROWS = 512  # of all outputs, at most
 WIDE = 4  # numbers of an output, at least
@@ -103,15 +103,16 @@ def _add(outputs: Outputs, pairs: Pairs) -> bool:
     alike = len({each.shape[1] for each in free}) == 1 and [len(each) for each in given] == [len(each) for each in free]
     if len(widths) != 1 or not alike or free[0].shape[1] < WIDE or not 8 <= rows <= ROWS:
         return False
-    forces = _forces(outputs)
-    if forces is None:
+    drawn = _forces(outputs)
+    if drawn is None:
         return False
+    forces, noise = drawn
     inputs = torch.cat([each.reshape(len(each), -1).float() for each in given])
     apart = torch.cdist(inputs, inputs)
     away = ~torch.eye(rows, dtype=torch.bool, device=apart.device)
-    spread = 1.4826 * forces[away].abs().median()
+    least = SIGNS * noise.clamp(min=(1.4826 * forces[away].abs().median()).item())
     upper = torch.triu(away) & (apart > 0)
-    for found, told in ((pairs.drawn, forces > SIGNS * spread), (pairs.pushed, forces < -SIGNS * spread)):
+    for found, told in ((pairs.drawn, forces > least), (pairs.pushed, forces < -least)):
         found.append(apart[told & upper])
     pairs.every.append(apart[upper][:: max(1, int(upper.sum()) // 2048)])
     _placed(apart, [len(each) for each in free], pairs)
@@ -135,9 +136,14 @@ def _placed(apart: Tensor, counts: Sequence[int], pairs: Pairs) -> None:
                 pairs.placed.setdefault(what, []).append(found[found > 0])
 
 
-def _forces(outputs: Outputs) -> Tensor | None:
-    """(rows, rows) how far the loss's force on one output points to another, over draws; None where it has none."""
+def _forces(outputs: Outputs) -> tuple[Tensor, Tensor] | None:
+    """(rows, rows) how far the loss's force on one output points to another, over draws; None where it has none.
+
+    And the standard deviation of forces that have nothing to do with the other output: a unit vector's part along
+    another of D numbers has the variance 1 / D, and an output that is cut off the graph has no force.
+    """
     total: Tensor | None = None
+    moved = torch.zeros(sum(map(len, outputs.free)), device=outputs.free[0].device)
     draws = generator(0, Purpose.OPERANDS)
     for _ in range(DRAWS):
         values = [normal_like(each, draws) * each.square().mean().sqrt().clamp(min=0.1) for each in outputs.free]
@@ -145,7 +151,8 @@ def _forces(outputs: Outputs) -> Tensor | None:
         force, place = -torch.cat(given), torch.cat(values)
         if not math.isfinite(loss) or not bool(force.isfinite().all()):
             return None
+        moved += (force != 0).any(1)
         force = force / force.norm(dim=1, keepdim=True).clamp(min=1e-30)
         towards = force @ (place / place.norm(dim=1, keepdim=True)).T
         total = towards + towards.T if total is None else total + towards + towards.T
-    return total
+    return None if total is None else (total, ((moved + moved[:, None]) / outputs.free[0].shape[1]).sqrt())
