@@ -95,7 +95,7 @@ def _heads(
 
 
 def _head_of_learnt(
-    wiring: Wiring, layers: list[tuple[str, nn.Module]], frozen: list[bool], trains: list[bool]
+    wiring: Wiring, layers: Sequence[tuple[str, nn.Module]], frozen: list[bool], trains: list[bool]
 ) -> list[str]:
     """Frozen new layers at the end, where all other frozen ones have learnt and what trains lies before: adapters."""
     last = max((place for place, each in enumerate(trains) if each), default=-1)

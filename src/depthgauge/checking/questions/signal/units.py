@@ -124,7 +124,7 @@ class Units:
 
 def _clipped(node: Any, x: Tensor) -> Tensor:
     """Where a line between two ends is flat; of one that begins at 0 (ReLU6) the upper end alone, as half is below."""
-    low, high = node._saved_min_val, node._saved_max_val
+    low, high = float(node._saved_min_val), float(node._saved_max_val)
     return x >= high if low == 0 else (x <= low) | (x >= high)
 
 
