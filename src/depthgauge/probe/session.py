@@ -17,7 +17,7 @@ from depthgauge.probe.layers import Call, Layer, is_inside
 from depthgauge.probe.optimizers import parameters_in
 from depthgauge.probe.outputs import HandedOn, tensors_of
 from depthgauge.probe.parameters import Batch, ParameterReader
-from depthgauge.probe.reading import kernel_for
+from depthgauge.probe.reading import kernel_beside, kernel_for
 from depthgauge.probe.record import (
     ACTIVATION,
     ACTIVATION_GRADIENT,
@@ -46,6 +46,7 @@ class Session:
         every: steps that are recorded.
         scaler: a GradScaler, a number, or None.
         on_step: called after a recorded step.
+        overlap: whether large activations and gradients may be read beside the step.
     """
 
     def __init__(  # noqa: PLR0917 # one caller
@@ -56,6 +57,7 @@ class Session:
         every: int,
         scaler: Any,
         on_step: Callable[[Record], None] | None,
+        overlap: bool = False,
     ) -> None:
         self.record = Record()
         self._module: nn.Module | None = module
@@ -70,7 +72,8 @@ class Session:
         self._forward = ACTIVATION in wanted
         self._backward = ACTIVATION_GRADIENT in wanted
         self._kernels: dict[str, Kernel] = {}
-        self._host = self._kernel(torch.empty(0, device="cpu"))
+        self._beside = kernel_beside(partial(_miss, self.record)) if overlap else None
+        self._host = self._kernel(torch.empty(0, device="cpu"), self._beside)
         batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
         updated = None
@@ -151,8 +154,12 @@ class Session:
         """Stop recording; hooks on a graph that outlives the block do nothing from here on, and hold no memory."""
         self._open = self._active = False
         self._drop_handles()
-        # Another thread may be within a hook just now: it goes on with the state of a block that watches nothing.
-        vars(self).update(vars(Session(nn.Module(), None, frozenset(), 1, None, None)), _open=False, _module=None)
+        try:
+            if self._beside is not None:
+                self._beside.close()
+        finally:
+            # Another thread may be within a hook just now: it goes on with the state of a block that watches nothing.
+            vars(self).update(vars(Session(nn.Module(), None, frozenset(), 1, None, None)), _open=False, _module=None)
 
     def slot(self, slot: Slot) -> int:
         """The number of a new slot."""
@@ -173,11 +180,11 @@ class Session:
         return True
 
     def _miss(self, slot: int, error: Exception) -> None:
-        self.record._miss(self.record._slots[slot].layer, reason_of(error))
+        _miss(self.record, slot, error)
 
-    def _kernel(self, tensor: torch.Tensor) -> Kernel:
+    def _kernel(self, tensor: torch.Tensor, kernel: Kernel | None = None) -> Kernel:
         if (name := str(tensor.device)) not in self._kernels:
-            self._kernels[name] = kernel_for(name)
+            self._kernels[name] = kernel or kernel_for(name)
             self.record._kernels.append(self._kernels[name])
         return self._kernels[name]
 
@@ -203,6 +210,8 @@ class Session:
         self._accumulated.clear()
         self._updates.calls = 0
         self._drop_handles()
+        if self._beside is not None:
+            self._beside.end_step()
 
     def _on_skip(self, late: bool) -> None:
         """A step has been skipped; if `late`, the forward pass that has just run belongs to the next one."""
@@ -389,3 +398,7 @@ class Session:
             times = self._accumulated.get((slot, number), 0)
             self._accumulated[slot, number] = times + 1
             self.observe(parameter.grad, slot, attempt.word, self.mode() | times | number << PASS_BITS)
+
+
+def _miss(record: Record, slot: int, error: Exception) -> None:
+    record._miss(record._slots[slot].layer, reason_of(error))

@@ -34,6 +34,7 @@ def track(
     every: int = 1,
     on_step: Callable[[Record], None] | None = None,
     last: int | None = None,
+    overlap: bool = False,
 ) -> Iterator[Record]:
     """Record statistics of a module's tensors while the block runs, and change no result.
 
@@ -80,7 +81,7 @@ def track(
     members = None if optimizer is None else members_of(optimizer)
     chosen = chosen_from(module, layers)
     fused = compiled_blocks(module) if wanted & {ACTIVATION, ACTIVATION_GRADIENT} else {}
-    session = Session(module, members, wanted, every, scaler, on_step)
+    session = Session(module, members, wanted, every, scaler, on_step, overlap)
     record = session.record
     ring = None if last is None else Ring(session, last, on_step)
     with ExitStack() as undo:
