@@ -39,6 +39,7 @@ CHANGED = "changed in place while they waited to be read"
 FORKED = "waiting to be read when the process was copied"
 
 _get_ident = threading.get_ident
+_at_once = CompiledKernel.observe
 _here = threading.local()  # `reads`: whether this thread is one that reads beside another
 
 
@@ -157,12 +158,12 @@ class BesideKernel(CompiledKernel):
             Unreadable: the tensor's numbers cannot be had.
         """
         if type(tensor) not in EXACT or tensor.numel() < LEAST or _get_ident() != self._thread:
-            super().observe(tensor, slot, step, moment)
+            _at_once(self, tensor, slot, step, moment)
             return
         may = self._may.get(slot)
         if may and self._put(tensor, slot, step, moment):
             return
-        super().observe(tensor, slot, step, moment)
+        _at_once(self, tensor, slot, step, moment)
         if may is None and _is_holdable(tensor):
             alias = tensor.detach()
             alias.data = self._nothing

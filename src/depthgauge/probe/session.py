@@ -72,7 +72,8 @@ class Session:
         self._forward = ACTIVATION in wanted
         self._backward = ACTIVATION_GRADIENT in wanted
         self._kernels: dict[str, Kernel] = {}
-        self._beside = kernel_beside(partial(_miss, self.record)) if overlap else None
+        self._miss = partial(_miss, self.record)
+        self._beside = kernel_beside(self._miss) if overlap else None
         self._host = self._kernel(torch.empty(0, device="cpu"), self._beside)
         batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
@@ -103,6 +104,8 @@ class Session:
         module = self._module
         assert module is not None
         self._undo = undo
+        if self._beside is not None:
+            undo.callback(self._beside.close)
         self._known = set(map(id, chosen.values()))
         self._present = set(map(id, module.modules()))
         # A backward pass begins at what the model returned, which is watched, or at nobody's business.
@@ -154,12 +157,8 @@ class Session:
         """Stop recording; hooks on a graph that outlives the block do nothing from here on, and hold no memory."""
         self._open = self._active = False
         self._drop_handles()
-        try:
-            if self._beside is not None:
-                self._beside.close()
-        finally:
-            # Another thread may be within a hook just now: it goes on with the state of a block that watches nothing.
-            vars(self).update(vars(Session(nn.Module(), None, frozenset(), 1, None, None)), _open=False, _module=None)
+        # Another thread may be within a hook just now: it goes on with the state of a block that watches nothing.
+        vars(self).update(vars(Session(nn.Module(), None, frozenset(), 1, None, None)), _open=False, _module=None)
 
     def slot(self, slot: Slot) -> int:
         """The number of a new slot."""
@@ -178,9 +177,6 @@ class Session:
             self._miss(slot, error)
             return False
         return True
-
-    def _miss(self, slot: int, error: Exception) -> None:
-        _miss(self.record, slot, error)
 
     def _kernel(self, tensor: torch.Tensor, kernel: Kernel | None = None) -> Kernel:
         if (name := str(tensor.device)) not in self._kernels:
