@@ -220,6 +220,8 @@ WATCHES = {
     "probe, reads nothing: everything": (ours(blind=True), None, None),
     "probe: activations and gradients": (ours(directions=FORWARD_AND_BACKWARD), 0, None),
     "probe: everything": (ours(), 1, None),
+    "probe, overlap: activations": (ours(overlap=True, directions=FORWARD_AND_BACKWARD), 2, None),
+    "probe, overlap: everything": (ours(overlap=True), 3, None),
     "probe: everything, the last 21 rows": (our_ring, 1, None),
     "plain hooks, 8 torch statistics": (plain_hooks, None, None),
     "tensor-tracker, standard deviation": (tensor_tracker, None, "tensor_tracker"),

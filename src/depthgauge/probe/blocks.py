@@ -122,10 +122,10 @@ def compiled_for(method: str) -> Callable[[Function], Function]:
     return compile_named
 
 
-def entry_point(function: Function) -> Function:
+def entry_point(function: Function, **options: Any) -> Function:
     """Compile for calls by Python, and keep the machine code on disk; the function's closure must hold `SOURCES`."""
     with kept_in(_FOLDER) as keep:
-        dispatcher: Any = njit(cache=keep, **OPTIONS)(function)
+        dispatcher: Any = njit(cache=keep, **OPTIONS, **options)(function)
     dispatcher._cache = Forgiving(dispatcher._cache, _FOLDER)
     return cast("Function", dispatcher)
 
@@ -459,6 +459,21 @@ def entry_points(method: ModuleType, sources: int = SOURCES) -> tuple[Callable[.
         return method.observe_all(state, jobs, n, first, step, moment)
 
     return observe, observe_all
+
+
+def entry_without_lock(method: ModuleType, sources: int = SOURCES) -> Any:
+    """A method's `observe`, from its module, for a thread that lets others have Python's lock meanwhile.
+
+    Whoever calls it sees to it that nobody else writes to that state.
+    """
+
+    def observe_without_lock(  # noqa: PLR0917 # see observers
+        state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word
+    ) -> Word:
+        _ = sources
+        return method.observe(state, data, n, width, slot, step, moment)
+
+    return entry_point(observe_without_lock, nogil=True)
 
 
 @compiled

@@ -17,7 +17,8 @@ from depthgauge.probe.rows import KEYS, ROWS_A_BLOCK, Job, Ledger, Rows
 from depthgauge.probe.tensors import EXACT, SUSPECT, Unreadable, address_of, numbers_of, tracing
 
 VECTORS = vectors()
-METHOD = {"avx512bw": planes, "avx2": shuffles, "neon": shuffles}.get(VECTORS or "", pairs).METHOD
+WAY = {"avx512bw": planes, "avx2": shuffles, "neon": shuffles}.get(VECTORS or "", pairs)
+METHOD = WAY.METHOD
 _FLOAT, _DOUBLE, _STRIDED = torch.float32, torch.float64, torch.strided
 
 
@@ -104,6 +105,11 @@ class CompiledKernel:
         while (done := self._method.observe_all(self._at, jobs.ctypes.data, n, done, step, moment)) < n:
             self._make_room()
 
+    @property
+    def rows(self) -> int:
+        """Number of rows since the last `clear`."""
+        return self._ledger.held + int(self._state[ROWS_USED])
+
     def _make_room(self) -> None:
         self._ledger.put_aside(int(self._state[ROWS_USED]), int(self._state[CELLS_USED]))
         self._state[[ROWS_USED, CELLS_USED]] = 0
@@ -127,6 +133,6 @@ class CompiledKernel:
 
     def trim(self, last: int) -> None:
         """Forget all rows but the last, and up to a quarter of a block more, as it is not worth while each time."""
-        if self._ledger.held + self._state[ROWS_USED] > last + ROWS_A_BLOCK // 4:
+        if self.rows > last + ROWS_A_BLOCK // 4:
             self._make_room()
             self._ledger.trim(last)

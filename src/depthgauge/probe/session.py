@@ -17,7 +17,7 @@ from depthgauge.probe.layers import Call, Layer, is_inside
 from depthgauge.probe.optimizers import parameters_in
 from depthgauge.probe.outputs import HandedOn, tensors_of
 from depthgauge.probe.parameters import Batch, ParameterReader
-from depthgauge.probe.reading import kernel_for
+from depthgauge.probe.reading import kernel_beside, kernel_for
 from depthgauge.probe.record import (
     ACTIVATION,
     ACTIVATION_GRADIENT,
@@ -46,6 +46,7 @@ class Session:
         every: steps that are recorded.
         scaler: a GradScaler, a number, or None.
         on_step: called after a recorded step.
+        overlap: whether large activations and gradients may be read beside the step.
     """
 
     def __init__(  # noqa: PLR0917 # one caller
@@ -56,6 +57,7 @@ class Session:
         every: int,
         scaler: Any,
         on_step: Callable[[Record], None] | None,
+        overlap: bool = False,
     ) -> None:
         self.record = Record()
         self._module: nn.Module | None = module
@@ -70,7 +72,9 @@ class Session:
         self._forward = ACTIVATION in wanted
         self._backward = ACTIVATION_GRADIENT in wanted
         self._kernels: dict[str, Kernel] = {}
-        self._host = self._kernel(torch.empty(0, device="cpu"))
+        self._miss = partial(_miss, self.record)
+        self._beside = kernel_beside(self._miss) if overlap else None
+        self._host = self._kernel(torch.empty(0, device="cpu"), self._beside)
         batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
         updated = None
@@ -100,6 +104,8 @@ class Session:
         module = self._module
         assert module is not None
         self._undo = undo
+        if self._beside is not None:
+            undo.callback(self._beside.close)
         self._known = set(map(id, chosen.values()))
         self._present = set(map(id, module.modules()))
         # A backward pass begins at what the model returned, which is watched, or at nobody's business.
@@ -172,12 +178,9 @@ class Session:
             return False
         return True
 
-    def _miss(self, slot: int, error: Exception) -> None:
-        self.record._miss(self.record._slots[slot].layer, reason_of(error))
-
-    def _kernel(self, tensor: torch.Tensor) -> Kernel:
+    def _kernel(self, tensor: torch.Tensor, kernel: Kernel | None = None) -> Kernel:
         if (name := str(tensor.device)) not in self._kernels:
-            self._kernels[name] = kernel_for(name)
+            self._kernels[name] = kernel or kernel_for(name)
             self.record._kernels.append(self._kernels[name])
         return self._kernels[name]
 
@@ -203,6 +206,8 @@ class Session:
         self._accumulated.clear()
         self._updates.calls = 0
         self._drop_handles()
+        if self._beside is not None:
+            self._beside.end_step()
 
     def _on_skip(self, late: bool) -> None:
         """A step has been skipped; if `late`, the forward pass that has just run belongs to the next one."""
@@ -389,3 +394,7 @@ class Session:
             times = self._accumulated.get((slot, number), 0)
             self._accumulated[slot, number] = times + 1
             self.observe(parameter.grad, slot, attempt.word, self.mode() | times | number << PASS_BITS)
+
+
+def _miss(record: Record, slot: int, error: Exception) -> None:
+    record._miss(record._slots[slot].layer, reason_of(error))

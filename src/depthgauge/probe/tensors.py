@@ -24,6 +24,7 @@ tracing = _C._get_tracing_state
 in_transform = _C._are_functorch_transforms_active
 is_wrapped = _C._functorch.is_functorch_wrapped_tensor
 function_modes = _C._len_torch_function_stack
+dispatch_modes = _C._len_torch_dispatch_stack
 without_torch_function = _C.DisableTorchFunction
 without_dispatch = _C._DisableTorchDispatch
 _Uninitialized: Any = nn.parameter.UninitializedTensorMixin  # type: ignore[attr-defined] # torch does not export it

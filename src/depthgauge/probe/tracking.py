@@ -34,6 +34,7 @@ def track(
     every: int = 1,
     on_step: Callable[[Record], None] | None = None,
     last: int | None = None,
+    overlap: bool = False,
 ) -> Iterator[Record]:
     """Record statistics of a module's tensors while the block runs, and change no result.
 
@@ -61,6 +62,9 @@ def track(
         last: keep only so many rows, the last, and stop recording at the first value that is not finite: a
             `NonFiniteWarning` tells of it when the step ends, or a note on the exception that ends the block.
             `Record.first_nonfinite` has that value and the rows up to it.
+        overlap: read activations and gradients of 1 MiB or more in another thread beside the step, where a processor is
+            left for it, and keep up to 24 MiB of them until they are read. The rows are the same; a tensor that is
+            changed meanwhile is left out and told of, but for changes that PyTorch does not count (docs/probe.md).
 
     Yields:
         The `Record`, which can be read inside the block and after it.
@@ -69,6 +73,7 @@ def track(
         ValueError: a direction or layer that does not exist, updates without an optimizer, `every` below 1,
             `last` below 1, an optimizer without a `step()` to watch, a loss scale that is not a positive number, or
             activations of a module that `torch.compile` has already compiled.
+        RuntimeError: with `overlap`, when a step ends: the thread that reads has failed, which the cause explains.
     """
     wanted = _directions(directions, optimizer)
     if every < 1:
@@ -80,7 +85,7 @@ def track(
     members = None if optimizer is None else members_of(optimizer)
     chosen = chosen_from(module, layers)
     fused = compiled_blocks(module) if wanted & {ACTIVATION, ACTIVATION_GRADIENT} else {}
-    session = Session(module, members, wanted, every, scaler, on_step)
+    session = Session(module, members, wanted, every, scaler, on_step, overlap)
     record = session.record
     ring = None if last is None else Ring(session, last, on_step)
     with ExitStack() as undo:
