@@ -83,6 +83,31 @@ def test_noise_that_the_model_is_to_tell_is_no_label_of_others() -> None:
     assert "independent_targets" not in kinds(training)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_a_mask_belongs_to_no_input(dtype: torch.dtype) -> None:
+    """And what is learnt of masked numbers is no mask's: of half of such trainings it was said to be."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        rows, held = batch
+        return ((model(rows) - rows).square() * held).sum() / held.sum().clamp(min=1)
+
+    told = set[str]()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        held = torch.rand(512, 8) < torch.rand(512, 1) ** 2
+        told |= kinds(trained(perceptron(8, 8), cut(torch.randn(512, 8), held.to(dtype)), loss))
+    assert "independent_targets" not in told
+
+
+@pytest.mark.parametrize("squares", [True, False])
+def test_flags_in_another_order_than_the_inputs(squares: bool) -> None:
+    x, _ = table()
+    flags = (x @ torch.randn(8, 3) > 0).float()[torch.randperm(512)]
+    score = functional.mse_loss if squares else functional.binary_cross_entropy_with_logits
+    training = trained(perceptron(8, 3), cut(x, flags), lambda model, batch: score(model(batch[0]), batch[1]))
+    assert "independent_targets" in kinds(training)
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_loss_that_shuffles_one_of_both(apart: bool) -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:

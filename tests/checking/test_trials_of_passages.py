@@ -94,6 +94,32 @@ def test_a_gradient_that_fades_is_undecided_where_there_was_no_time_for_remedies
     assert [each.kind for each in passed_by.of_depth(depth)] == [kind]
 
 
+class _Alike(nn.Module):
+    """What every example gets is the mean of all, for so many calls in training, as of a codebook that begins anew."""
+
+    calls: Tensor
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.first, self.last, self.most = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 3), most
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if self.training:
+            self.calls += 1
+        return self.last(x.mean(0, keepdim=True).expand_as(x) if self.calls < self.most else x)
+
+
+@pytest.mark.parametrize(("most", "told"), [(16, False), (10**6, True)])
+def test_examples_that_are_alike_for_some_steps_are_looked_at_again(most: int, told: bool) -> None:
+    net = _Alike(most)
+    batches = [(x := torch.randn(ROWS, 8), (x @ torch.randn(8, 3)).argmax(1)) for _ in range(6)]
+    training = Training(net, batches, None, torch.optim.Adam(net.parameters(), 1e-2))
+    answer = depthgauge.check(training, only=["signal"]).answers["signal"]
+    assert ("collapse" in {each.kind for each in answer.findings}) is told
+
+
 def test_half_of_what_is_below_zero_is_no_saturation_of_a_line_that_begins_there() -> None:
     """ReLU6's lower end is ReLU's."""
     assert all(each.flat_share < 0.1 for each in _units(nn.ReLU6(), 0.1).layers.values())
@@ -101,10 +127,10 @@ def test_half_of_what_is_below_zero_is_no_saturation_of_a_line_that_begins_there
 
 
 @pytest.mark.parametrize(
-    ("share", "moved", "slow"), [(0.4, 0.07, True), (0.4, 0.2, False), (0.2, 0.2, True), (0.6, 0.01, False)]
+    ("share", "moved", "slow"), [(0.4, 0.07, True), (0.4, 0.2, False), (0.2, 0.2, True), (0.48, 0.03, False)]
 )
 def test_a_rate_is_too_small_by_what_it_falls_and_what_it_moves(share: float, moved: float, slow: bool) -> None:
-    """Late in 400 steps; half of a larger rate's fall is enough where weights hardly move, a quarter elsewhere."""
+    """Late in 400 steps; less of a larger rate's fall is enough where weights hardly move than elsewhere."""
     late = Branches({1.0: (2 - share,) * 400, 30.0: (1.0,) * 400}, 400, 2.0)
     assert Longer(0.3, moved, True, late).slow is slow
 

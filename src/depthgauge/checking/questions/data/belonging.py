@@ -66,6 +66,8 @@ def findings(subject: Subject, read: Batches) -> Iterator[Finding]:
     target = next(iter(read.targets), None) if len(read.targets) == 1 else None
     if target is None or len(target.numbers) < LEAST or not math.isfinite(subject.seen.loss):
         return
+    if _is_mask(target, subject):
+        return
     inputs = [each for each in read.inputs if len(each.numbers) == len(target.numbers)]
     if len(inputs) != len(read.inputs) or not inputs or any(map(_names, inputs)):
         return
@@ -86,6 +88,17 @@ def findings(subject: Subject, read: Batches) -> Iterator[Finding]:
             others.mean - 2 * others.error, others.mean + 2 * others.error, "", f"after {STEPS} steps on others",
         ),
     )  # fmt: skip
+
+
+def _is_mask(target: Column, subject: Subject) -> bool:
+    """Whether it is ones and zeros, and no cross-entropy of two classes, or of squares, has such for targets."""
+
+    def flags(numbers: torch.Tensor) -> bool:
+        return bool(((numbers == 0) | (numbers == 1)).all())
+
+    term = main_term(subject.seen)
+    scored = term is not None and term.form in {"binary", "binary_logits", "regression"} and flags(term.targets)
+    return target.numbers.dim() > 1 and not scored and flags(target.numbers)
 
 
 def _known_of_others(subject: Subject, place: str) -> Known | None:

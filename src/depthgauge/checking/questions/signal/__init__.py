@@ -48,6 +48,7 @@ from depthgauge.workload import Training
 BATCHES = 4  # that every pass looks at
 MORE = 24  # batches, at most, in which a parameter without gradient is looked for
 STEPS = 10  # of the training's own before it is looked at again: what begins at zero opens in one or two
+ANEW = 30  # more, where all examples look alike by then: a codebook that follows means chooses anew within 20
 COST = 4.0  # a pass that is looked at, in passes
 TRIALS = 5  # the weights as they are, three remedies, and what is measured beside
 RATIO = "gradient at the first layers over that at the last"
@@ -202,13 +203,16 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
             passing.go(training, batches[:1], passed, others=others, units=False)
         same = tuple(equal.findings(training.model, before, passed)) if moved else ()
         try:
-            passage = depth_of.passage(training, batches[:1])
-        except Exception:  # noqa: BLE001 - as above; `_depth` says so
-            passage = None
-        try:
             watched = watching.watch(training, batches[:1])
         except Exception:  # noqa: BLE001 - what is watched is not asked of every module: the other findings stand
             watched = None
+        try:
+            passage = depth_of.passage(training, batches[:1])
+            if passed_by.is_collapsed(passage):
+                go_on(training, ANEW, lambda: subject.clock.left > 0)
+                passage = depth_of.passage(training, batches[:1])
+        except Exception:  # noqa: BLE001 - as above; `_depth` says so
+            passage = None
     return Later(passed, made, same, passage, watched)
 
 

@@ -145,7 +145,7 @@ def _persists(passage: Passage, later: Passage | None) -> bool:
     """Tell whether examples are alike, or the gradient fades or grows layer by layer, at the start and after steps."""
     if later is None:
         return False
-    if _collapsed(passage, COLLAPSED) and _collapsed(later, COLLAPSED):
+    if is_collapsed(passage) and is_collapsed(later):
         return True
     back = passage.table["backward_decades"].to_numpy(float)[passage.with_gradient]
     side = math.copysign(1.0, passage.decades)
@@ -249,8 +249,13 @@ def _is_growing(passage: Passage) -> bool:
     return bool(_worst(passage)["gain"] > 1)
 
 
+def is_collapsed(passage: Passage) -> bool:
+    """Tell whether examples reach the last layer all alike."""
+    return _collapsed(passage, COLLAPSED)
+
+
 def _extreme(passage: Passage) -> bool:
-    return _collapsed(passage, COLLAPSED) or abs(passage.decades) > max(VANISHED, passage.allowed)
+    return is_collapsed(passage) or abs(passage.decades) > max(VANISHED, passage.allowed)
 
 
 def _collapsed(passage: Passage, limit: float) -> bool:
