@@ -464,5 +464,5 @@ def test_sequences_that_are_to_be_sorted_by_their_lengths(sorted_too: bool) -> N
         torch.optim.Adam(model.parameters(), 1e-2),
     )  # fmt: skip
     told = kinds(training)
-    assert "not_measured" not in told
+    assert "refused_trials" in told
     assert ("independent_targets" in told) is not sorted_too

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
@@ -40,6 +40,7 @@ from depthgauge.checking.questions.data import (
 )
 from depthgauge.checking.questions.data.figure import draw
 from depthgauge.checking.subject import Subject
+from depthgauge.foreign import describe_error
 from depthgauge.workload import WorkloadError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 KINDS = {
     "refused": Kind("fault", "it is no training that can be run: the optimizer is over another model, or has no rate"),
     "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
+    "refused_trials": Kind("property", "trials that change a batch's examples were left out, as the training raises"),
     **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
     **summing.KINDS, **parts.KINDS, **called.KINDS, **of_outputs.KINDS, **addends.KINDS, **pulling.KINDS,
     **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
@@ -80,21 +82,28 @@ def ask(subject: Subject) -> Answer:
         stored.findings(subject), smallest.findings(subject), addends.findings(subject), pulling.findings(subject),
         fitting.findings(subject, fitted),
     ]  # fmt: skip
-    found = [finding for each in asked for finding in _those_of(each)]
+    found = _those_of(asked)
     less = {_ONE_FACT[each.kind] for each in found if each.kind in _ONE_FACT}
     found = [each for each in found if each.kind not in less]
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
 
 
-def _those_of(asked: Iterable[Finding]) -> Iterator[Finding]:
-    """What a trial finds; up to where the user's code refuses what it is given: that costs no other trial."""
-    try:
-        yield from asked
-    except WorkloadError:
-        raise
-    except Exception:  # noqa: BLE001, S110 - the user's code may raise anything of examples in another order or number
-        pass
+def _those_of(asked: Iterable[Iterable[Finding]]) -> list[Finding]:
+    """What trials find; where the user's code refuses what one gives it, that is told, and costs no other trial."""
+    found: list[Finding] = []
+    refused: list[str] = []
+    for each in asked:
+        try:
+            found.extend(each)
+        except WorkloadError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's code, of examples in another order or number
+            refused.append(describe_error(error))
+    if refused:
+        text = f"trials that raised, given examples in another order or number, and tell nothing: {len(refused)}"
+        found.append(Finding("refused_trials", Status.FINE, f"{text}; the first with {refused[0]}", where=("batches",)))
+    return found
 
 
 def _says(subject: Subject, found: list[Finding], fitted: fitting.Fit) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -60,9 +59,8 @@ def findings(subject: Subject) -> Iterator[Finding]:
     closed = isinstance(training.model, torch.jit.ScriptModule)
     if closed or subject.clock.left < PASSES * subject.seen.seconds or not mixing.by_example(training, batch):
         return
-    with suppress(Exception):  # the user's code may raise anything of examples in another order
-        if (found := _moved(training, batch)) is not None:
-            yield found
+    if (found := _moved(training, batch)) is not None:
+        yield found
 
 
 def _moved(training: Training, batch: Any) -> Finding | None:
