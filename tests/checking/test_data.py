@@ -178,7 +178,7 @@ def test_every_kind_is_planted_or_has_its_own_test() -> None:
     elsewhere = {kind for module in apart for kind in module.KINDS}
     own = {"refused", "frozen_norm", "cannot_fit", "divided_twice"}
     own |= {"washed_out", "uneven_channels", "weights_favour_frequent", "ignored_class", "two_of_many_classes"}
-    own |= {"class_left_out", "unscaled_tie"}
+    own |= {"class_left_out", "unscaled_tie", "refused_trials"}
     assert set(PLANTED) | own | elsewhere == set(KINDS)
 
 

@@ -59,7 +59,7 @@ class Before:
         )
 
     def filled(self) -> tuple[Empty, ...]:
-        """Those that hold tensors by now."""
+        """Return those that hold tensors by now."""
         return tuple(each for each in (*self.empty, *self._new()) if _holds(vars(each.module).get(each.name)))
 
     def _new(self) -> Iterator[Empty]:

@@ -108,7 +108,7 @@ def _observe() -> Any:
 
 
 class Reader(CompiledKernel):
-    """What the reading thread owns."""
+    """A kernel and a buffer that the reading thread owns."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,8 +18,8 @@ MOVED = (
 # a thirtieth of a sound rate 0.00x to 0.08 where the loss stays, a third of one 0.11 and more
 SLOW_SHARE = 0.25  # of a larger rate's fall, late in MANY_STEPS. A thirtieth of a sound rate 0.05 to 0.07 where it
 # still learns; sound ones, with a low share of 24 steps' fall, 0.93 and more
-BEHIND_SHARE = 0.44  # of it, where weight matrices move by less than MOVED, too. A thirtieth of a sound rate 0.40
-# (Adamax, a gated recurrence), a sound low rate 0.48 to 0.50 (AdamW of 3e-5): one training each
+BEHIND_SHARE = 0.44  # of it, where weight matrices move by less than MOVED and new batches gain, too. A thirtieth of a
+# sound rate 0.40 (Adamax, a gated recurrence), a sound low rate 0.48 to 0.50 (AdamW of 3e-5): one training each
 CLEAR = 4.0  # standard errors, by which two branches differ where a difference is one
 FEWEST_STEPS = 96  # of a branch, that acquit a rate
 FEW_STEPS = 192  # of a branch, that condemn one
@@ -74,8 +74,8 @@ KINDS = {
         f" as many the present rate does not make {percent(LOW_SHARE)} of that fall, and moves weight matrices by less"
         f" than {percent(MOVED)}; or it makes less than {percent(LOW_SHARE)} of a far larger rate's fall in 24 steps,"
         f" and less than {percent(SLOW_SHARE)} over {MANY_STEPS} on batches as they come"
-        f" ({percent(BEHIND_SHARE)} where weight matrices move so little). Not asked of a model that has"
-        " learnt already, of a"
+        f" ({percent(BEHIND_SHARE)} where weight matrices move so little, and new batches gain). Not asked of a model"
+        " that has learnt already, of a"
         " loss that passes through weights of another optimizer (a generator's) or has no floor (a policy's), nor while"
         " steps still grow (an optimizer that warms up by itself)",
     ),

@@ -40,7 +40,8 @@ class Longer:
     @property
     def slow(self) -> bool:
         """Tell whether the present rate is far behind a larger one still after hundreds of steps."""
-        least = kinds.BEHIND_SHARE if self.moved < kinds.MOVED else kinds.SLOW_SHARE
+        still = self.moved < kinds.MOVED and self.gains
+        least = kinds.BEHIND_SHARE if still else kinds.SLOW_SHARE
         return self.late is not None and self.late.clear and self.late.share < least
 
 
