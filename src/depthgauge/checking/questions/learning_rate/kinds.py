@@ -19,7 +19,7 @@ MOVED = (
 SLOW_SHARE = 0.25  # of a larger rate's fall, late in MANY_STEPS. A thirtieth of a sound rate 0.05 to 0.07 where it
 # still learns; sound ones, with a low share of 24 steps' fall, 0.93 and more
 BEHIND_SHARE = 0.44  # of it, where weight matrices move by less than MOVED and new batches gain, too. A thirtieth of a
-# sound rate 0.40 (Adamax, a gated recurrence), a sound low rate 0.48 to 0.50 (AdamW of 3e-5): one training each
+# sound rate 0.40 to 0.48 (Adamax, a gated recurrence), a sound low rate 0.48 to 0.50 (AdamW of 3e-5): a training each
 CLEAR = 4.0  # standard errors, by which two branches differ where a difference is one
 FEWEST_STEPS = 96  # of a branch, that acquit a rate
 FEW_STEPS = 192  # of a branch, that condemn one
