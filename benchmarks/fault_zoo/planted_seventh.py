@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class Surrogate(nn.Module):
         super().__init__()
         sizes = [12, *[40] * 7]
         self.body = nn.Sequential()
-        for into, out in zip(sizes, sizes[1:], strict=False):
+        for into, out in itertools.pairwise(sizes):
             self.body += nn.Sequential(nn.Linear(into, out), nn.ReLU())
         self.answer = nn.Linear(40, 1)
         self.apply(lambda m: self.start(m, std))

@@ -115,7 +115,7 @@ def tags_not_moved_for_the_marks_in_front(fault: bool) -> Training:
     source="In kind: signs -1 and 1 of a margin's loss left in the targets when the loss became logistic.",
 )
 def signs_as_targets_of_a_logistic_loss(fault: bool) -> Training:
-    """Faulty parts told from sound ones: targets are -1 and 1 where 0 and 1 are meant, and the loss falls without end."""
+    """Bad parts told from good ones: targets are -1 and 1 where 0 and 1 are meant, and the loss falls without end."""
     x, kind = tasks.clusters(classes=2, features=18, count=1536)
     target = (2.0 * kind - 1 if fault else kind.float()).unsqueeze(1)
     net = nn.Sequential(nn.Linear(18, 48), nn.Hardswish(), nn.Linear(48, 48), nn.Hardswish(), nn.Linear(48, 1))
@@ -197,6 +197,7 @@ class Lion(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override] # torch's own
+        said = None if closure is None else closure()
         for group in self.param_groups:
             fast, slow = group["betas"]
             for p in group["params"]:
@@ -205,7 +206,7 @@ class Lion(optim.Optimizer):
                 mean = self.state[p].setdefault("mean", torch.zeros_like(p))
                 p.sub_(group["lr"] * torch.lerp(p.grad, mean, fast).sign())
                 mean.lerp_(p.grad, 1 - slow)
-        return None
+        return said
 
 
 @add(
@@ -240,6 +241,7 @@ class Lamb(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override] # torch's own
+        said = None if closure is None else closure()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -251,7 +253,7 @@ class Lamb(optim.Optimizer):
                 way = (mean / (1 - 0.9**count)) / ((square / (1 - 0.99**count)).sqrt() + 1e-6)
                 own, long = p.norm(), way.norm()
                 p.sub_(group["lr"] * (own / long if own > 0 and long > 0 else 1.0) * way)
-        return None
+        return said
 
 
 @add(

@@ -1,6 +1,6 @@
 """Faults of the seventh set, in number formats, steps, modes and axes; written without a look at the checks."""
 
-# ruff: noqa: D101, D102 - these stand for the code of strangers
+# ruff: noqa: D102 - these stand for the code of strangers
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Stations(nn.Module):
     source="In kind: attention by distances of places in metres under half precision.",
 )
 def squared_metres_in_float16(fault: bool) -> Training:
-    """Weather of stations from those near them: squares of distances beyond 256 m are inf, and a lone station gets NaN."""
+    """Weather of stations from those near: squares of distances beyond 256 m are inf, and a lone station gets NaN."""
     place = 700 * torch.rand(768, 10, 2)
     wave = torch.stack([(place[..., 0] / 150).sin(), (place[..., 1] / 200).cos(), (place.sum(-1) / 250).sin()], -1)
     aim = wave.sum(-1)
@@ -78,7 +78,7 @@ class Crossed(nn.Module):
     source="In kind: `model.to(torch.bfloat16)` before the optimizer is made, for weights of the size of 1.",
 )
 def crossed_fields_in_bfloat16(fault: bool) -> Training:
-    """Clicks by crossed fields in bfloat16: steps of 0.004 at vectors of the size of 1 round to nothing for the most."""
+    """Clicks by crossed fields in bfloat16: steps of 0.003 at vectors of the size of 1 mostly round to nothing."""
     ids = torch.stack([torch.randint(6, (3072,)) + 6 * i for i in range(4)], 1)
     taste = torch.randn(24, 2)
     worth = (taste[ids].sum(1).square() - taste[ids].square().sum(1)).sum(1)
@@ -89,7 +89,7 @@ def crossed_fields_in_bfloat16(fault: bool) -> Training:
     return Training(
         net, tasks.loader(ids, click, batch=128),
         lambda m, b: functional.binary_cross_entropy_with_logits(m(b[0]), b[1]),
-        optim.Adam(net.parameters(), lr=4e-3),
+        optim.Adam(net.parameters(), lr=3e-3),
     )  # fmt: skip
 
 
@@ -177,10 +177,11 @@ class Watched(nn.Module):
 
     @torch.no_grad()
     def sureness(self, x: Tensor) -> Tensor:
+        before = self.training
         self.eval()
         sure = self.out(self.body(x)).softmax(-1).amax(-1).mean()
         if self.back:
-            self.train()
+            self.train(before)
         return sure
 
     def forward(self, x: Tensor) -> Tensor:
