@@ -91,6 +91,9 @@ class Clipping(torch.optim.SGD):
         for act in self.order:
             if act == "c":
                 nn.utils.clip_grad_norm_(held, 0.5)
+            elif act == "a":  # by the weights' norm, as adaptive clipping does
+                for each in held:
+                    nn.utils.clip_grad_norm_([each], 0.1 * max(each.detach().norm().item(), 1e-3))
             else:
                 for each in held:
                     each.grad.div_(self.scale)
@@ -100,6 +103,7 @@ class Clipping(torch.optim.SGD):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize(("order", "scale", "found"), [
     ("cu", 65536.0, True), ("cu", 256.0, True), ("uc", 65536.0, False), ("u", 65536.0, False), ("c", 1.0, False),
+    ("au", 65536.0, True), ("ua", 65536.0, False), ("ua", 1024.0, False),
 ])  # fmt: skip
 def test_clipping_before_unscaling(order: str, scale: float, found: bool, momentum: float) -> None:
     model = network()

@@ -1,10 +1,10 @@
 """The optimizer's own step as a black box: what it divides gradients by, where it clips, what it keeps besides weights.
 
 One backward pass is made. The step then gets its gradients as they are, and times 2^-30, from the same state. What
-enters the update is read from the optimizer's first moments, or from the change of weights that were set to 0. Let S be
-what the small gradient is divided by, and r the share of the whole one that gets through. A clipping after unscaling
-leaves r near 1 (the threshold over the true gradient); one before it leaves r near 1/S. The border is half-way between
-in the logarithm, r = S^(-1/2).
+enters the update is read from the optimizer's first moments, or from the change of weights (from 0 for the small one).
+Let S be what the small gradient is divided by, and r the share of the whole one that gets through. A clipping after
+unscaling leaves r near 1 (the threshold over the true gradient); one before it leaves r near 1/S. The border is
+half-way between in the logarithm, r = S^(-1/2).
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def step_of(training: Training, batch: Any) -> Step:
         compensated, broken = _compensated(training, held, grads) if halves else (False, ())
         if not held or not 0 < norm < math.inf or any(each.dtype in HALVES for each in grads):
             return Step(math.nan, math.nan, norm, compensated, broken)
-        small, whole = (_entering(training, held, [factor * each for each in grads]) for factor in (SMALL, 1.0))
+        small = _entering(training, held, [SMALL * each for each in grads], emptied=True)
+        whole = _entering(training, held, grads)
     if not (small > 0 and whole > 0 and math.isfinite(whole)):
         return Step(math.nan, math.nan, norm, compensated, broken)
     divisor, passed = SMALL * norm / small, whole * SMALL / small
@@ -105,8 +106,11 @@ def clipping(step: Step) -> list[Finding]:
     ]
 
 
-def _entering(training: Training, held: list[Any], grads: list[torch.Tensor]) -> float:
-    """The norm of what enters the update, in units of a gradient."""
+def _entering(training: Training, held: list[Any], grads: list[torch.Tensor], *, emptied: bool = False) -> float:
+    """The norm of what enters the update, in units of a gradient.
+
+    `emptied`: from weights of 0, whose change no rounding hides. Weights as they are where a clipping may go by them.
+    """
     optimizer = training.optimizer
     assert optimizer is not None
     with training.untouched():
@@ -115,23 +119,25 @@ def _entering(training: Training, held: list[Any], grads: list[torch.Tensor]) ->
             if "weight_decay" in group:
                 group["weight_decay"] = 0.0
         for each, gradient in zip(held, grads, strict=True):
-            each.data.zero_()
+            if emptied:
+                each.data.zero_()
             each.grad = gradient.clone()
+        before = [[each.detach().clone() for each in group["params"]] for group in optimizer.param_groups]
         optimizer.step()
         total = 0.0
-        for group in optimizer.param_groups:
-            for each in group["params"]:
-                total += _entered(each, optimizer.state.get(each, {}), group) ** 2
+        for group, olds in zip(optimizer.param_groups, before, strict=True):
+            for each, old in zip(group["params"], olds, strict=True):
+                total += _entered(each.detach() - old, optimizer.state.get(each, {}), group) ** 2
     return math.sqrt(total)
 
 
-def _entered(weight: torch.Tensor, state: Any, group: dict[str, Any]) -> float:
+def _entered(change: torch.Tensor, state: Any, group: dict[str, Any]) -> float:
     if isinstance(state.get("exp_avg"), torch.Tensor) and "betas" in group:
         return _norm([state["exp_avg"]]) / max(1 - float(group["betas"][0]), 1e-12)
     if isinstance(state.get("momentum_buffer"), torch.Tensor):
         return _norm([state["momentum_buffer"]])
     rate = float(group.get("lr", 0.0))
-    return _norm([weight.detach()]) / rate if rate > 0 else 0.0
+    return _norm([change]) / rate if rate > 0 else 0.0
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:
