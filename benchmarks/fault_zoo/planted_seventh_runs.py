@@ -62,14 +62,14 @@ class Crossed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.field = nn.Embedding(24, 8)
-        self.weigh = nn.Parameter(torch.ones(8))
+        self.field = nn.Embedding(24, 32)
+        self.weigh = nn.Parameter(torch.ones(32))
         self.each = nn.Embedding(24, 1)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.field(ids)
         pairs = (x.sum(1).square() - x.square().sum(1)) / 2
-        return ((pairs * self.weigh).sum(1) / 8 + self.each(ids).sum((1, 2))).float()
+        return ((pairs * self.weigh).sum(1) / 32 + self.each(ids).sum((1, 2))).float()
 
 
 @add(
