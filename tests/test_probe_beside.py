@@ -118,13 +118,22 @@ def test_rows_are_read_and_cleared_within_the_block(handed_over):
     assert handed_over
 
 
-def test_a_change_in_place_that_comes_later_is_told_once_and_the_next_are_read_at_once():
-    model = plain()
+def test_a_change_in_place_that_comes_later_is_told_once_and_the_next_are_read_at_once(monkeypatch):
+    """Where it comes before the reading, which waits for it here; a row that is there by then is right, and stays."""
+    model, changed = plain(), threading.Event()
+
+    def row_of(*job, before=beside._row_of):
+        changed.wait(30)
+        return before(*job)
 
     def within(step, out):
-        return out.mul_(0.5) if step >= 2 else out
+        out = out.mul_(0.5) if step >= 2 else out
+        changed.set()
+        return out
 
+    monkeypatch.setattr(beside, "_row_of", row_of)
     one = train(copy.deepcopy(model), within=within)
+    model.register_forward_pre_hook(lambda *_: changed.clear())
     with pytest.warns(probe.UnreadWarning, match="1 tensors of '3' were left out"):
         other = train(model, within=within, overlap=True)
     assert [(each.layer, each.reason, each.tensors) for each in other.unread] == [("3", beside.CHANGED, 1)]
