@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from depthgauge import Training
 from depthgauge.checking import observing
 from depthgauge.checking.attributes import attributes_kept
-from depthgauge.checking.questions.data import across, added, kept, rows
+from depthgauge.checking.questions.data import across, added, kept, passing, rows
 from depthgauge.checking.subject import Clock, Subject
 
 COUNT, WIDE, LONG = 8, 6, 9
@@ -38,7 +38,8 @@ def found(module: Any, net: nn.Module, *columns: Tensor, loss: Any = None) -> di
     training = Training(net, batches, loss or (lambda model, batch: model(*batch).square().mean()))
     subject = Subject(training, observing.look(training), Clock(30))
     with attributes_kept(training):
-        return {each.kind: each.where for each in module.findings(subject)}
+        asked = passing.make(training, subject.seen.batch).mask if module is added else subject
+        return {each.kind: each.where for each in module.findings(asked)}
 
 
 @pytest.mark.parametrize("lost", [True, False])

@@ -20,7 +20,7 @@ from depthgauge.workload import Training
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
-_OWN = frozenset(vars(nn.Module()))  # what torch keeps in each module, which `untouched` restores
+OWN = frozenset(vars(nn.Module()))  # what torch keeps in each module, which `untouched` restores
 _LISTS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 DEEP = 2  # objects within objects that are looked into
 SMALL = 1_000_000  # numbers of a tensor that is copied: a running mean is smaller, a data set larger
@@ -116,10 +116,10 @@ class _Notes:
             return
         self._met.add(id(holder))
         attributes = vars(holder)
-        before = {name: value for name, value in attributes.items() if name not in _OWN}
+        before = {name: value for name, value in attributes.items() if name not in OWN}
 
         def restore() -> None:
-            for name in [name for name in attributes if name not in before and name not in _OWN]:
+            for name in [name for name in attributes if name not in before and name not in OWN]:
                 del attributes[name]
             attributes.update(before)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from depthgauge import nested
+from depthgauge.checking.attributes import OWN
 
 _ABSENT = object()
-_OWN = frozenset(vars(nn.Module()))  # parameters, buffers and modules, that `untouched` puts back
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Before:
                 Empty(place, module, name, value)
                 for place, module in named
                 for name, value in vars(module).items()
-                if name not in _OWN and (value is None or (type(value) is dict and not value))
+                if name not in OWN and (value is None or (type(value) is dict and not value))
             ],
         )
 
@@ -64,7 +64,7 @@ class Before:
 
     def _new(self) -> Iterator[Empty]:
         for place, module, names in self.modules:
-            for name in vars(module).keys() - names - _OWN:
+            for name in vars(module).keys() - names - OWN:
                 yield Empty(place, module, name, _ABSENT)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data.batches import binary
 from depthgauge.checking.questions.data.within import Within
-from depthgauge.checking.subject import Subject
 
 KINDS = {
     "added_ones": Kind(
@@ -28,8 +26,12 @@ _TAKEN = {
 """Where functions take masks that are added, by name and by place."""
 
 
-class _Watch(TorchFunctionMode):
-    """Note the first attention that gets such a mask, and its share of ones."""
+class Masks(TorchFunctionMode):
+    """Notes the first attention that gets such a mask.
+
+    Attributes:
+        found: the module in whose call it is, and the mask's share of ones; None where there is none.
+    """
 
     def __init__(self, within: Within) -> None:
         super().__init__()
@@ -40,23 +42,20 @@ class _Watch(TorchFunctionMode):
         given = kwargs or {}
         for name, place in _TAKEN.get(getattr(func, "__name__", ""), {}).items() if self.found is None else ():
             mask = given.get(name, args[place] if len(args) > place else None)
-            if isinstance(mask, Tensor) and _is_of_ones(mask):
+            if isinstance(mask, Tensor) and _is_constant(mask) and binary(mask):
                 self.found = self._within.place("loss"), mask.detach().float().mean().item()
         return func(*args, **given)
 
 
-def findings(subject: Subject) -> Iterator[Finding]:
-    """Yield the finding where a mask is added that was to be multiplied by, or to be True and False."""
-    training = subject.training
-    if isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 2 * subject.seen.seconds:
+def findings(mask: tuple[str, float] | None) -> Iterator[Finding]:
+    """Yield the finding where a mask is added that was to be multiplied by, or to be True and False.
+
+    Args:
+        mask: what `Masks` found.
+    """
+    if mask is None:
         return
-    with training.untouched(), Within(training.model) as within:
-        watch = _Watch(within)
-        with suppress(Exception), watch:
-            training.value(subject.seen.batch)
-    if watch.found is None:
-        return
-    where, share = watch.found
+    where, share = mask
     yield Finding(
         "added_ones", Status.BROKEN,
         f"`{where}` adds a mask of ones and zeros to its scores: it hides no place, and makes some weights 2.7 times as"
@@ -66,9 +65,5 @@ def findings(subject: Subject) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _is_of_ones(mask: Tensor) -> bool:
-    """Whether it is a constant of floating-point ones and zeros, and has both."""
-    if not mask.is_floating_point() or mask.requires_grad or not mask.numel():
-        return False
-    ones = mask == 1
-    return bool((ones | (mask == 0)).all()) and bool(ones.any()) and not bool(ones.all())
+def _is_constant(mask: Tensor) -> bool:
+    return mask.is_floating_point() and not mask.requires_grad

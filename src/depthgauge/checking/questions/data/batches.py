@@ -21,6 +21,16 @@ SHARE = 0.15  # of the question's time, for reading them
 TARGETS = frozenset({"label", "labels", "target", "targets", "y"})  # names in a mapping
 
 
+def flags(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds nothing but 0 and 1."""
+    return bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def binary(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds 0 and 1, both, and nothing else."""
+    return tensor.numel() > 1 and flags(tensor) and bool((tensor != tensor.reshape(-1)[0]).any())
+
+
 @dataclass(frozen=True, eq=False)
 class Column:
     """One tensor of every batch.

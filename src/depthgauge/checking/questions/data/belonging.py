@@ -14,7 +14,7 @@ import torch
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data import dependence
-from depthgauge.checking.questions.data.batches import Batches, Column
+from depthgauge.checking.questions.data.batches import Batches, Column, flags
 from depthgauge.checking.questions.data.losses import main_term
 from depthgauge.checking.questions.data.seeing import changed, loss_of
 from depthgauge.checking.steps import step
@@ -92,10 +92,6 @@ def findings(subject: Subject, read: Batches) -> Iterator[Finding]:
 
 def _is_mask(target: Column, subject: Subject) -> bool:
     """Whether it is ones and zeros, and no cross-entropy of two classes, or of squares, has such for targets."""
-
-    def flags(numbers: torch.Tensor) -> bool:
-        return bool(((numbers == 0) | (numbers == 1)).all())
-
     term = main_term(subject.seen)
     scored = term is not None and term.form in {"binary", "binary_logits", "regression"} and flags(term.targets)
     return target.numbers.dim() > 1 and not scored and flags(target.numbers)

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data.batches import binary, flags
 from depthgauge.checking.questions.data.outputs import maker
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
@@ -156,7 +157,7 @@ def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
 def _signs(call: Called) -> Iterator[Finding]:
     """Labels of 0 and 1 for a loss whose labels are signs."""
     labels = call.given["target"].detach()
-    if bool(((labels == 0) | (labels == 1)).all()) and bool((labels == 0).any()) and len(torch.unique(labels)) == 2:
+    if binary(labels):
         share = (labels == 0).float().mean().item()
         yield Finding(
             "labels_without_sign", Status.BROKEN,
@@ -222,7 +223,7 @@ def _several(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Find
     if targets.dim() != 2 or targets.shape[0] == targets.shape[1] or not _is_given(subject, targets):
         return
     share = ((targets == 1).sum(1) > 1).float().mean().item()
-    if bool(((targets == 0) | (targets == 1)).all()) and share >= SEVERAL:
+    if flags(targets) and share >= SEVERAL:
         yield Finding(
             "labels_as_probabilities", Status.LOOK,
             f"cross-entropy lets the {scores.shape[1]} classes compete for each example, and {share:.0%} of"

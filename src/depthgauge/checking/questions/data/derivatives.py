@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from depthgauge.checking.answers import Finding, Kind, Status
+from depthgauge.checking.questions.data.within import Within
 from depthgauge.checking.subject import Subject
 from depthgauge.restoring import random_states_kept
 
@@ -37,9 +37,9 @@ class _Watch(TorchFunctionMode):
         refused: what went through a layer, as updated weights or shifted inputs do, and what comes of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, within: Within) -> None:
         super().__init__()
-        self.depth = 0
+        self._within = within
         self._at = 0
         self._bare: dict[int, Tensor] = {}
         self._joined: dict[int, Tensor] = {}
@@ -50,7 +50,7 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func is torch.autograd.grad:
             if not _has_graph(args, kwargs or {}):
-                self._at = self.depth
+                self._at = self._within.depth
                 for each in _tensors(value):
                     self._bare[id(each)] = each
             return value
@@ -59,7 +59,7 @@ class _Watch(TorchFunctionMode):
         given = [*_tensors(args), *_tensors(tuple((kwargs or {}).values()))]
         bare = [each for each in given if id(each) in self._bare]
         joined = any(id(each) in self._joined for each in given)
-        if (bare or joined) and (self.depth > self._at or name in _PASSES_ON or name.startswith("conv")):
+        if (bare or joined) and (self._within.depth > self._at or name in _PASSES_ON or name.startswith("conv")):
             self.refused |= joined or any(not each.requires_grad for each in bare)
             return value
         self._follow(name, value, given, bare, joined=joined)
@@ -80,16 +80,11 @@ class _Watch(TorchFunctionMode):
 
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield that a derivative is a mere number."""
-    training, watch = subject.training, _Watch()
+    training = subject.training
     if isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 2 * subject.seen.seconds:
         return
-    with training.untouched(), random_states_kept(), ExitStack() as hooks:
-        for module in training.model.modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                hooks.callback(module.register_forward_pre_hook(_deeper(watch)).remove)
-                hooks.callback(module.register_forward_hook(_back(watch), always_call=True).remove)
-        with watch:
-            loss = training.value(subject.seen.batch)
+    with training.untouched(), random_states_kept(), Within(training.model) as within, _Watch(within) as watch:
+        loss = training.value(subject.seen.batch)
     if watch.reaches(loss):
         yield Finding(
             "constant_derivative", Status.BROKEN,
@@ -109,17 +104,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _tensors(each)
-
-
-def _deeper(watch: _Watch) -> Any:
-    def hook(_: nn.Module, __: Any) -> None:
-        watch.depth += 1
-
-    return hook
-
-
-def _back(watch: _Watch) -> Any:
-    def hook(_: nn.Module, __: Any, ___: Any) -> None:
-        watch.depth -= 1
-
-    return hook

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from depthgauge.checking.questions.data.within import Within
+
 _FUNCTIONS = {
     nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d, nn.functional.dropout3d, torch.dropout,
     nn.functional.alpha_dropout, nn.functional.feature_alpha_dropout,
@@ -28,20 +30,16 @@ class Dropped(TorchFunctionMode):
             0, where it multiplies all others by one factor.
     """
 
-    def __init__(self, model: nn.Module, known: tuple[type, ...]) -> None:
+    def __init__(self, model: nn.Module, within: Within, known: tuple[type, ...]) -> None:
         super().__init__()
         self.rates: dict[str, float] = {}
         self.shares: dict[str, float] = {}
         self._known = known
-        self._inside: list[tuple[str, nn.Module]] = [("model", model)]
+        self._within, self._root = within, model
         self._hooks = ExitStack()
         for name, module in model.named_modules():
-            if name and not isinstance(module, torch.jit.ScriptModule):
-                for handle in (
-                    module.register_forward_pre_hook(self._enter(name)),
-                    module.register_forward_hook(self._leave(name), always_call=True),
-                ):
-                    self._hooks.callback(handle.remove)
+            if name and not isinstance(module, torch.jit.ScriptModule) and self._is_own(module):
+                self._hooks.callback(module.register_forward_hook(self._share(name)).remove)
 
     def __exit__(self, *error: Any) -> None:
         """Take the hooks away."""
@@ -51,7 +49,7 @@ class Dropped(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call it, and note its rate where it drops."""
         given = dict(zip(("input", "p", "training"), args, strict=False)) | (kwargs or {})
-        name, module = self._inside[-1]
+        name, module = self._within.innermost or ("model", self._root)
         if function in _FUNCTIONS and given.get("training", given.get("train", True)) and not self._knows(module):
             rate = given.get("p", 0.5)
             self.rates[name] = max(self.rates.get(name, 0.0), float(rate)) if isinstance(rate, int | float) else 0.0
@@ -60,18 +58,13 @@ class Dropped(TorchFunctionMode):
     def _knows(self, module: nn.Module) -> bool:
         return isinstance(module, self._known)
 
-    def _enter(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, _inputs: Any) -> None:
-            self._inside.append((name, module))
+    def _is_own(self, module: nn.Module) -> bool:
+        return not type(module).__module__.startswith("torch.") and not self._knows(module)
 
-        return hook
-
-    def _leave(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _share(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._inside.pop()
-            own = not type(module).__module__.startswith("torch.") and not self._knows(module)
             given = inputs[0] if isinstance(inputs, tuple) and inputs else None
-            if own and module.training and not any(True for _ in module.parameters()):
+            if module.training and not any(True for _ in module.parameters()):
                 share = _share(given, output)
                 if share is not None:
                     self.shares[name] = min(share, self.shares.get(name, 1.0))

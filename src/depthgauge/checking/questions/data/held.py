@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from depthgauge import nested
+from depthgauge.checking.questions.data.batches import binary
 from depthgauge.checking.questions.data.outputs import Outputs
 
 COLUMNS = 16  # of an output, among which a target's is looked for
@@ -72,11 +73,6 @@ def _real(output: Tensor, gradient: Tensor, targets: Tensor) -> Tensor:
     """(examples,)."""
     way = 2 * targets - 1 if binary(targets) else targets - output
     return (-(gradient * way).sum(1))[(gradient != 0).any(1)].sign()
-
-
-def binary(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds 0 and 1, both, and nothing else."""
-    return bool(((tensor == 0) | (tensor == 1)).all()) and bool((tensor != tensor.reshape(-1)[0]).any())
 
 
 def against(outputs: Outputs) -> tuple[Held, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data import held
+from depthgauge.checking.questions.data.batches import binary
 from depthgauge.checking.questions.data.held import Held
 from depthgauge.checking.questions.data.outputs import Outputs, caught, normal_like
 from depthgauge.checking.subject import Subject
@@ -65,7 +66,7 @@ def _draws(outputs: Outputs, pairs: Sequence[Held]) -> list[tuple[Tensor, ...]]:
     """Outputs as they are, those of other examples, and drawn ones, that have a finite loss."""
     draws = generator(0, Purpose.OPERANDS)
     others = tuple(each[torch.randperm(len(each), generator=draws)] if each.dim() else each for each in outputs.free)
-    places = {pair.leaf: pair for pair in pairs if pair.classes is None and not held.binary(pair.targets)}
+    places = {pair.leaf: pair for pair in pairs if pair.classes is None and not binary(pair.targets)}
     normal = tuple(_normal(each, places.get(place), draws) for place, each in enumerate(outputs.free))
     return [each for each in (outputs.free, others, normal) if math.isfinite(outputs.loss(each))]
 
@@ -116,7 +117,7 @@ def _pushed(
 def _of_one_label(pair: Held, ways: Sequence[Sequence[Tensor]]) -> Iterator[Finding]:
     """Yield the finding where one label's outputs go to it, and the other's away."""
     labels = pair.targets.reshape(-1)
-    if not held.binary(labels) or any(len(signs) != len(labels) for way in ways for signs in way):
+    if not binary(labels) or any(len(signs) != len(labels) for way in ways for signs in way):
         return
     for which in (0, 1):
         of, rest = labels == which, labels != which
@@ -242,7 +243,7 @@ def _endless(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     """Yield the finding where one number of all outputs lowers the loss the further it goes, of a regression's few."""
     count = nested.rows(outputs.batch) or 0
     free = [tensor for place, tensor in nested.tensors(outputs.batch) if not _entered(outputs, tensor)]
-    if len(free) != 1 or not any(pair.classes is None and not pair.given for pair in pairs) or held.binary(free[0]):
+    if len(free) != 1 or not any(pair.classes is None and not pair.given for pair in pairs) or binary(free[0]):
         return
     size = max(1.0, free[0].float().std().item())
     for leaf, output in enumerate(outputs.free):
@@ -309,7 +310,7 @@ def _without(
     if has is None or has.all() or not has.any():
         return
     for pair in pairs:
-        if pair.targets.numel() != count or pair.given or not held.binary(pair.targets):
+        if pair.targets.numel() != count or pair.given or not binary(pair.targets):
             continue
         yes = pair.targets.reshape(-1).bool().to(has.device)
         for which in (True, False):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
-from depthgauge.checking.questions.data.batches import targeted
+from depthgauge.checking.questions.data.batches import flags, targeted
 from depthgauge.checking.questions.data.outputs import scored
 from depthgauge.checking.questions.data.seeing import EQUAL, changed, loss_of
 from depthgauge.checking.subject import Subject
@@ -86,7 +86,7 @@ def padded(place: str | None, tensor: Tensor) -> Padded | None:
     """The padding at the end of sequences, or at their beginning: tokens, rows of zeros; None where there is none."""
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.dim() not in {2, 3} or tensor.is_complex():
         return None
-    if tensor.dim() == 2 and (tensor.is_floating_point() or _flags(tensor)):
+    if tensor.dim() == 2 and (tensor.is_floating_point() or flags(tensor)):
         return None
     if min(tensor.shape) < 1 or tensor.shape[1] < LEAST_PLACES or len(tensor) < LEAST_PLACES:
         return None
@@ -112,10 +112,6 @@ def _fills(tokens: Tensor, run: Tensor) -> bool:
     before = torch.unique(tokens[:, :-1][run[:, 1:] & ~run[:, :-1]])
     ends = bool(filler == tokens.min()) or bool(filler == tokens.max())
     return ends and (len(before) == 1 or len(before) >= max(BEFORE, len(torch.unique(tokens)) / 4))
-
-
-def _flags(tensor: Tensor) -> bool:
-    return tensor.dtype is torch.bool or bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def _scored(training: Training, batch: Any, found: Padded) -> Tensor | None:
@@ -196,10 +192,10 @@ def _seen(training: Training, batch: Any, found: Sequence[Padded]) -> Iterator[F
 
 def _masks(tensor: Tensor, padding: Tensor) -> bool:
     """Whether a tensor is flags that say where padding is, or where it is not."""
-    if tensor.shape != padding.shape or not _flags(tensor):
+    if tensor.shape != padding.shape or not flags(tensor):
         return False
-    flags = tensor.detach().cpu().bool()
-    return torch.equal(flags, padding) or torch.equal(flags, ~padding)
+    said = tensor.detach().cpu().bool()
+    return torch.equal(said, padding) or torch.equal(said, ~padding)
 
 
 def _exchanged(batch: Any, where: dict[str | None, Tensor]) -> Any:

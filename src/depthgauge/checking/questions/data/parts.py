@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.parameters import held_by
 from depthgauge.checking.questions.data.modes import HEAVY
 from depthgauge.checking.questions.data.passing import DROPS, NORMS, Passed
+from depthgauge.checking.questions.data.within import Within
 from depthgauge.checking.words import listed
 from depthgauge.workload import Training
 
@@ -142,18 +142,14 @@ def _packaged(modules: dict[str, nn.Module], name: str) -> bool:
 class _Noted(TorchFunctionMode):
     """Notes dropout of a high rate that is called as a function, by the module in which it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, within: Within) -> None:
         super().__init__()
-        self.stack: list[tuple[str, nn.Module | None]] = [("loss", None)]
+        self._within = within
         self.found: dict[str, float] = {}
-
-    def leave(self, *_: Any) -> None:
-        """A module's call ends."""
-        self.stack.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name, module = self.stack[-1]
+        name, module = self._within.innermost or ("loss", None)
         if func in _DROPOUT and not isinstance(module, DROPS):
             rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
             if kwargs.get("training", args[2] if len(args) > 2 else True) and rate >= HEAVY:
@@ -166,19 +162,11 @@ class _Noted(TorchFunctionMode):
 
 
 def _called(training: Training, batch: Any) -> Iterator[Finding]:
-    noted = _Noted()
-    with training.untouched(), ExitStack() as hooks:
-        for name, module in training.model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
-                return
-            enter = module.register_forward_pre_hook(
-                lambda part, _, name=name: noted.stack.append((name or "model", part))
-            )
-            leave = module.register_forward_hook(noted.leave, always_call=True)
-            hooks.callback(enter.remove)
-            hooks.callback(leave.remove)
-        with noted:
-            training.value(batch)
+    modules = training.model.modules()
+    if any(isinstance(each, torch.jit.ScriptModule) or type(each).__name__ == "OptimizedModule" for each in modules):
+        return
+    with training.untouched(), Within(training.model) as within, _Noted(within) as noted:
+        training.value(batch)
     for name, rate in noted.found.items():
         yield Finding(
             "heavy_noise", Status.BROKEN,

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested
+from depthgauge.checking.questions.data.added import Masks
 from depthgauge.checking.questions.data.dropping import Dropped
+from depthgauge.checking.questions.data.within import Within
 from depthgauge.checking.terms import Term
 from depthgauge.workload import Training
 
@@ -55,6 +57,7 @@ class Passed:
         scores: the module's output, where it has one.
         rates: of modules that call a dropout function, its rate.
         shares: of modules of the user's own that set numbers to 0 and multiply all others, the share that becomes 0.
+        mask: the first attention that adds a mask of ones and zeros, and their share.
     """
 
     first: Reached | None = None
@@ -66,16 +69,18 @@ class Passed:
     scores: Tensor | None = None
     rates: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
+    mask: tuple[str, float] | None = None
 
 
 def make(training: Training, batch: Any) -> Passed:
     """Make the pass and leave the training as it was."""
     passed = Passed()
-    with training.untouched(), _hooks(training.model, passed), Dropped(training.model, DROPS) as dropped:
-        training.value(batch)
+    with training.untouched(), _hooks(training.model, passed), Within(training.model) as within:
+        with Dropped(training.model, within, DROPS) as dropped, Masks(within) as masks:
+            training.value(batch)
         passed.left = training.model.training
     passed.training = {**passed.aside, **passed.training}
-    passed.rates, passed.shares = dropped.rates, dropped.shares
+    passed.rates, passed.shares, passed.mask = dropped.rates, dropped.shares, masks.found
     return passed
 
 

@@ -71,12 +71,13 @@ def _moved(training: Training, batch: Any) -> Finding | None:
     turned = nested.mapped(part, lambda each: each.roll(1, 0))
     base, other = mixing.outputs(training, part), mixing.outputs(training, turned)
     least = max((mixing.band(each) for event in base for _, each in event.read), default=0.0)
-    moved = _apart(base, other, count, "out")
-    if not moved > least or _apart(base, other, count, "in") > 0 or not _by_row_alone(training, part, base, least):
+    moved = mixing.changes(base, other, partial(_turned, count=count))
+    given = mixing.changes(base, other, partial(_given, count=count), "in")
+    if not moved > least or given > 0 or not _by_row_alone(training, part, base, least):
         return None
     deep = (mixing.outputs(training, each, deep=True) for each in (part, turned))
     where = next(
-        (one.layer for one, two in zip(*deep, strict=False) if one.edge == "out" and _of(one, two, count) > least),
+        (one.layer for one, two in zip(*deep, strict=False) if one.edge == "out" and _begins(one, two, count, least)),
         "model",
     )
     return Finding(
@@ -126,24 +127,21 @@ def _axis(tensor: Tensor, count: int) -> int | None:
     return axes[0] if len(axes) == 1 else None
 
 
-def _apart(base: list[Event], other: list[Event], count: int, edge: str) -> float:
-    """Largest change of what the model is given or returns, beside the order; infinite where calls are not the same."""
-    if [(each.layer, each.edge) for each in base] != [(each.layer, each.edge) for each in other]:
+def _turned(one: Tensor, other: Tensor, *, count: int) -> float:
+    """Change of a tensor beside the examples' order; NaN of one without their dimension."""
+    axis = _axis(one, count)
+    if one.shape != other.shape:
         return math.inf
-    pairs = [pair for pair in zip(base, other, strict=True) if pair[0].edge == edge and pair[0].outermost]
-    return max((_of(*pair, count) for pair in pairs), default=0.0)
+    return math.nan if axis is None else mixing.distance(one.roll(1, axis), other)
 
 
-def _of(one: Event, other: Event, count: int) -> float:
-    """Largest change of one call's tensors; of inputs without examples' dimension any, of such outputs none."""
-    found = [0.0]
-    for (_, a), (_, b) in zip(one.read, other.read, strict=False):
-        axis = _axis(a, count)
-        if a.shape != b.shape:
-            return math.inf
-        turned = a if axis is None else a.roll(1, axis)
-        if one.edge == "in" and not torch.equal(turned, b):
-            return math.inf
-        if axis is not None and not math.isnan(moved := mixing.distance(turned, b)):
-            found.append(moved)
-    return max(found)
+def _given(one: Tensor, other: Tensor, *, count: int) -> float:
+    """Infinite where what the model is given differs by more than the examples' order."""
+    axis = _axis(one, count)
+    return 0.0 if torch.equal(one if axis is None else one.roll(1, axis), other) else math.inf
+
+
+def _begins(one: Event, other: Event, count: int, least: float) -> bool:
+    """Tell whether what a call returns changes so."""
+    pairs = zip(one.read, other.read, strict=False)
+    return any(_turned(a, b, count=count) > least for (_, a), (_, b) in pairs)

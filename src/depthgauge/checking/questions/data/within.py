@@ -27,6 +27,11 @@ class Within:
         """Name and module of the innermost call that goes on; None outside of all."""
         return self._stack[-1] if self._stack else None
 
+    @property
+    def depth(self) -> int:
+        """Number of calls that go on, each within the one before."""
+        return len(self._stack)
+
     def place(self, otherwise: str) -> str:
         """Name of the innermost module that is being called; `otherwise` where none is."""
         return self._stack[-1][0] if self._stack else otherwise

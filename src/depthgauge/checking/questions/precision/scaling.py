@@ -127,17 +127,17 @@ def _entering(training: Training, held: list[Any], grads: list[torch.Tensor], *,
         total = 0.0
         for group, olds in zip(optimizer.param_groups, before, strict=True):
             for each, old in zip(group["params"], olds, strict=True):
-                total += _entered(each.detach() - old, optimizer.state.get(each, {}), group) ** 2
+                total += _entered(each, old, optimizer.state.get(each, {}), group) ** 2
     return math.sqrt(total)
 
 
-def _entered(change: torch.Tensor, state: Any, group: dict[str, Any]) -> float:
+def _entered(weight: torch.Tensor, before: torch.Tensor, state: Any, group: dict[str, Any]) -> float:
     if isinstance(state.get("exp_avg"), torch.Tensor) and "betas" in group:
         return _norm([state["exp_avg"]]) / max(1 - float(group["betas"][0]), 1e-12)
     if isinstance(state.get("momentum_buffer"), torch.Tensor):
         return _norm([state["momentum_buffer"]])
     rate = float(group.get("lr", 0.0))
-    return _norm([change]) / rate if rate > 0 else 0.0
+    return _norm([weight.detach() - before]) / rate if rate > 0 else 0.0
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:

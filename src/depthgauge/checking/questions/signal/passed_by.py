@@ -178,16 +178,14 @@ def of_depth(depth: Depth, later: Passage | None = None) -> Iterator[Finding]:
             f"a loss of {best.ended:.3g} after {best.steps} steps in place of {plain.ended:.3g}, and a gradient at the"
             f" first layers {10**best.decades:.2g} times that at the last"
         )  # fmt: skip
-        tried = Tried(best.name, f"loss after {best.steps} steps", plain.ended, best.ended)
+        tried = _tried(best, plain)
         if best is depth.tried[0] and depth.blocks:
             kind, where = "missing_skip", (*depth.blocks, *where)
             text = f"{len(depth.blocks)} blocks in a row hand on nothing of what they get; {text}"
         if best.name.startswith(remedies.OF_ROWS):
             kind, where = "scale", depth.rows
             text = f"the numbers of {listed(depth.rows)} are far larger than those of N(0, 1)"
-        text += (
-            f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
-        )
+        text += _gained(best, plain)
     where = where[:MOST_WHERE] or ("model",)
     if depth.held:
         yield Finding(kind, Status.BROKEN, text, advice, expected, where, measure, tried)
@@ -207,6 +205,14 @@ def of_depth(depth: Depth, later: Passage | None = None) -> Iterator[Finding]:
     elif abs(passage.decades) > max(SUSPECT, passage.allowed):
         says = "; no remedy that was tried gets further" if depth.tried else ""
         yield Finding("uneven", Status.FINE, text + says, where=where, measure=measure)
+
+
+def _gained(best: Trial, plain: Trial) -> str:
+    return f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
+
+
+def _tried(best: Trial, plain: Trial) -> Tried:
+    return Tried(best.name, f"loss after {best.steps} steps", plain.ended, best.ended)
 
 
 _OTHERWISE = {
@@ -316,9 +322,7 @@ def of_clipped(now: Units, later: Units | None, depth: Depth) -> Iterator[Findin
     where = tuple(dict.fromkeys(each.layer for each in flat))
     share = sum(each.flat for each in flat) / sum(each.values for each in flat)
     text = f"{100 * share:.3g} % of the values after {listed(where)} lie where a clipped line is flat, and no gradient"
-    text += " passes"
-    text += f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
+    text += f" passes{_gained(best, plain)}"
     measure = Measure("saturated values", share, method="beyond the ends of a clipped line")
-    tried = Tried(best.name, f"loss after {best.steps} steps", plain.ended, best.ended)
     yield Finding("saturated_units", Status.LOOK, text, best.says, "the layers below train", where[:MOST_WHERE],
-                  measure, tried)  # fmt: skip
+                  measure, _tried(best, plain))  # fmt: skip
