@@ -304,24 +304,26 @@ def board(profiled: Path) -> Iterator[str]:
             assert server.wait(30) == 143  # it ends when it is told to
 
 
-def loaded(board: str) -> list[str]:
-    """The plugin's runs, once it has read them."""
+def loaded(board: str, number: int) -> list[str]:
+    """The plugin's runs, once it has read `number` of them; it is idle, too, between one run and the next."""
+    read: list[str] = []
     for _ in range(120):
         with urllib.request.urlopen(f"{board}data/plugin/pytorch_profiler/runs", timeout=10) as answer:
             told = json.load(answer)
-        if told["runs"] and not told["loading"]:
-            return list(told["runs"])
+        read = list(told["runs"])
+        if len(read) >= number and not told["loading"]:
+            return read
         time.sleep(0.5)
-    pytest.fail("the plugin read no run within a minute")
+    pytest.fail(f"the plugin read {read} within a minute, not {number} runs")
 
 
 def test_the_plugin_lists_our_runs(board: str) -> None:
-    assert loaded(board) == ["mlp-batch8", "softmax_regression-batch8"]
+    assert loaded(board, 2) == ["mlp-batch8", "softmax_regression-batch8"]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
 def test_a_browser_sees_the_plugin_show_our_run(board: str) -> None:
-    loaded(board)
+    loaded(board, 2)
     assert BROWSER is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:  # the browser may still be leaving
         command = [
