@@ -35,6 +35,21 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 50)  # an eighth of the time of tests that hold many rows
 
 
+class Groups:
+    """Ends a run of pytest-xdist whose pytest does not show it the groups of tests, which would all be split."""
+
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        lost = [name for name in ids if "@" not in name.rpartition("]")[2]]
+        if lost:
+            pytest.exit(f"pytest {pytest.__version__} is newer than constraints.txt allows: no group of {lost[0]}", 2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has groups looked at where they are asked for."""
+    if config.getoption("dist", "no") == "loadgroup":
+        config.pluginmanager.register(Groups())
+
+
 @pytest.fixture(autouse=True)
 def _draws_are_the_same_every_time(request: pytest.FixtureRequest) -> None:
     """Seeds the global generators by the test's name: what fails here fails wherever it is run again."""
