@@ -1,7 +1,7 @@
 """Weights of edges that add up to one over another end than that at which messages are added.
 
-A graph's attention is a softmax over the edges of one node, told by an index. Where weights are learnt and add up to one
-for each number of one index, and what they weigh is added by another, a node's weights are no shares of what it hears.
+A graph's attention is a softmax over the edges of one node, told by an index. Where learnt weights add up to one for
+each number of one index, and what they weigh is added by another, a node's weights are no shares of what it hears.
 """
 
 from __future__ import annotations

@@ -34,14 +34,15 @@ class _Watch(TorchFunctionMode):
         value = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         given = args[0] if args else kwargs.get("input", kwargs.get("logits"))
-        if self.found is None and isinstance(given, Tensor) and given.requires_grad:
-            self._look(name, func, given, args, kwargs, value)
+        if self.found is None and isinstance(given, Tensor):
+            if name == "exp":
+                self._raised[id(value)] = value, given
+            else:
+                self._look(name, func, given, (args, kwargs))
         return value
 
-    def _look(self, name: str, func: Any, given: Tensor, args: Any, kwargs: Any, value: Any) -> None:
-        if name == "exp":
-            self._raised[id(value)] = value, given
-            return
+    def _look(self, name: str, func: Any, given: Tensor, called: tuple[Any, Any]) -> None:
+        args, kwargs = called
         if name == "sum":
             raised = self._raised.get(id(given), (None, None))[1]
             again, given = ("sum", raised) if raised is not None else ("", given)
@@ -71,9 +72,8 @@ def findings(subject: Subject) -> Iterator[Finding]:
     training = subject.training
     if isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 2 * subject.seen.seconds:
         return
-    with training.untouched(), random_states_kept(), Within(training.model) as within:
-        with _Watch(within) as watch:
-            training.value(subject.seen.batch)
+    with training.untouched(), random_states_kept(), Within(training.model) as within, _Watch(within) as watch:
+        training.value(subject.seen.batch)
     if watch.found is None:
         return
     what, where = watch.found

@@ -1,7 +1,7 @@
 """Labels that tell of another place than the one at which they stand, and that the model does not see from there.
 
-What a label tells of is asked of the data alone: labels are said by the input some places on, counted on one half of the
-examples and held to the other. What the model sees is asked of its gradient.
+What a label tells of is asked of the data alone: labels are said by the input some places on, counted on one half of
+the examples and held to the other. What the model sees is asked of its gradient.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KINDS = {
 
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield the finding where labels stand beside what they tell of."""
-    training, batch = subject.training, subject.seen.batch
+    training = subject.training
     if isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 10 * subject.seen.seconds:
         return
     found = _sequences(subject)
@@ -57,8 +57,8 @@ def findings(subject: Subject) -> Iterator[Finding]:
     if not best or told[best] < MORE or _is_next(tokens, labels, counted):
         return
     seen = _seen(subject, place)
-    if seen is None or (best > 0 and not any(seen[by] for by in range(1, FAR + 1))):
-        return  # a model of what comes next
+    if seen is None or _of_what_comes(seen, best):
+        return
     level = max([0.0, *(told[by] for by in told if seen[by] and by != best)])
     marked = best > 0 and _marks(tokens, labels, best) and told[best] >= TIMES * max(told[0], 0.0)
     if (seen[best] or told[best] < max(TIMES * level, level + MORE)) and not marked:
@@ -125,6 +125,12 @@ def _is_next(tokens: Tensor, labels: Tensor, counted: Tensor) -> bool:
         if same.sum() > 0.5 * counted.sum():
             return True
     return False
+
+
+def _of_what_comes(seen: dict[int, bool], best: int) -> bool:
+    """Tell whether a model that sees nothing of what comes is to tell it: of one that sees its own place, the next."""
+    ahead, behind = (any(seen[sign * by] for by in range(1, FAR + 1)) for sign in (1, -1))
+    return best > 0 and not ahead and (behind or best == 1)
 
 
 def _marks(tokens: Tensor, labels: Tensor, by: int) -> bool:

@@ -154,7 +154,7 @@ def shared(where: str, moved: float) -> Finding:
     return Finding(
         "shared_number", Status.BROKEN,
         f"An example's output moves by {percent(moved)} when the others of its batch are replaced: in {place} a number"
-        " that is taken over the whole batch (a largest number, a mean, a length) scales or moves each of its examples.",
+        " taken over the whole batch (a largest number, a mean, a length) scales or moves each of its examples.",
         "take it over each example alone (x.amax(dim=1, keepdim=True)), or over the training set, once",
         "an example's output is its own", tuple(dict.fromkeys((where, "model", "loss"))),
         Measure("change of an example's output with the rest of its batch", moved, unit="of the root mean square",

@@ -22,7 +22,10 @@ from depthgauge.workload import Training
 
 _REDUCES = frozenset({"max", "min", "amax", "amin", "mean", "std", "var", "norm", "vector_norm", "sum", "median"})
 _REDUCES |= frozenset({"std_mean", "var_mean", "aminmax", "quantile", "nanmean", "logsumexp"})
-_MEETS = frozenset({"div", "true_divide", "sub", "subtract", "rsub", "mul", "multiply", "divide"})
+_MEETS = frozenset(
+    {"div", "true_divide", "sub", "subtract", "rsub", "mul", "multiply", "divide", "add", "__add__", "__radd__"}
+)
+_MEETS |= frozenset({"maximum", "minimum", "clamp", "clamp_min", "clamp_max", "where"})
 _MEETS |= frozenset({"__truediv__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__itruediv__", "__isub__"})
 _ROUNDS = frozenset({"round", "floor", "fake_quantize_per_tensor_affine"})  # one scale for all, of whole numbers
 
