@@ -10,6 +10,7 @@ from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Kind, Status
 from depthgauge.checking.questions.data.batches import Batches, Column
+from depthgauge.checking.words import percent
 
 ENOUGH = 32  # examples below which a constant feature is chance
 MOSTLY, EXACT = 0.4, 1e-6  # of examples, in which a feature is the target, to rounding
@@ -24,7 +25,7 @@ KINDS = {
         f"a feature equals the target in {ENOUGH} examples or more that are not all alike, is a multiple of it"
         f" (correlation above {RELATED:g}), rises or falls with it from each of {ORDERED} examples or more to the next,"
         f" is one number for each class, or equals it, to rounding, in {MOSTLY:.0%} of {ORDERED} examples or more whose"
-        " targets all differ; of a sequence in most of its places",
+        " targets all differ; of several targets, more than half of them",
     ),
 }
 
@@ -39,17 +40,18 @@ def findings(column: Column, batches: Batches) -> Iterator[Finding]:
         if len(goal) != len(values) or goal.shape[1] > GOALS or bool((goal == goal[:1]).all()):
             continue
         told = [found for place in range(goal.shape[1]) if (found := _tells(values, goal[:, place], target))]
-        sequence = column.numbers.dim() > 2 and column.numbers.shape[1] == goal.shape[1] > 1
-        mostly = _mostly(values, goal[:, 0]) if goal.shape[1] == 1 and target.numbers.is_floating_point() else None
-        if not told and mostly is not None:
-            told = [(mostly[0], f"equals the target to the last bits in {mostly[1]:.0%}, and not")]
-        if told and (not sequence or 2 * len(told) > goal.shape[1]):  # of a sequence's first step alone: how it begins
-            feature, what = told[0]
-            yield Finding(
-                "leak", Status.LOOK, f"feature {feature} of the inputs {what} in all {len(values)} examples",
-                f"leave feature {feature} out", "the model learns from what it will have when it is used",
-                ("batches",),
-            )  # fmt: skip
+        if told and 2 * len(told) > goal.shape[1]:  # of a sequence's first step alone: how it begins; of a state one
+            yield _leak(told[0][0], f"{told[0][1]} in all {len(values)} examples")  # is another's derivative
+        elif goal.shape[1] == 1 and target.numbers.is_floating_point() and (most := _mostly(values, goal[:, 0])):
+            yield _leak(most[0], f"equals the target, to rounding, in {percent(most[1])} of {len(values)} examples")
+
+
+def _leak(feature: int, what: str) -> Finding:
+    return Finding(
+        "leak", Status.LOOK, f"feature {feature} of the inputs {what}",
+        f"leave feature {feature} out, or make it of other examples' targets alone",
+        "the model learns from what it will have when it is used", ("batches",),
+    )  # fmt: skip
 
 
 def _tells(values: Tensor, goal: Tensor, target: Column) -> tuple[int, str] | None:

@@ -19,14 +19,16 @@ from depthgauge.checking.words import percent
 
 BATCHES = 6  # or more, of which each has the same
 FEWEST = 4  # examples of a batch
+GAP = 1e-3  # of the largest number, by which the next example's is below it, in half of the batches
 SAME = 1e-5  # of the numbers' size, by which a statistic that was set differs from batch to batch: rounding
 VARIES = 1e-2  # of it, by which the same statistic differs from example to example, and others from batch to batch
 
 KINDS = {
     "scaled_by_batch": Kind(
         "fault",
-        f"{BATCHES} batches or more have the same largest number, held by one of its examples alone, the same length,"
-        f" or the mean 0 and one spread, to {SAME:g} of their size, while examples and the batches' mean cubes differ"
+        f"{BATCHES} batches or more have the same largest number, to the last bit, held by one of its examples alone"
+        f" and {GAP:g} above the others', or the same length, or the mean 0 and one spread, to {SAME:g} of their size,"
+        " while examples and the batches' mean cubes differ"
         f" by {percent(VARIES)}: each was scaled by its own",
     ),
 }
@@ -65,7 +67,7 @@ def _set(parts: Sequence[Tensor]) -> str | None:
     cubes = [part.pow(3).mean() for part in parts]
     if not size > 0 or not _differ(cubes, size**3, VARIES):
         return None
-    if _alike([part.max() for part in parts], size) and all(_one_has_it(part) for part in parts):
+    if any(_has_one_largest(each) for each in (parts, [part.abs() for part in parts])):
         return "the largest number"
     if _of_all(parts, size, lambda part: part.square().mean(-1).sqrt()):
         return "the root mean square"
@@ -84,9 +86,15 @@ def _of_all(parts: Sequence[Tensor], size: float, statistic: Callable[[Tensor], 
     return _alike(whole, size) and _differ(list(rows), size, VARIES)
 
 
-def _one_has_it(part: Tensor) -> bool:
-    """Tell whether a single example holds the largest number, by a margin that others vary by."""
-    return int((part.amax(1) >= part.max() - 1e-9 * part.max().abs()).sum()) == 1
+def _has_one_largest(parts: Sequence[Tensor]) -> bool:
+    """Tell whether the largest number is the same to the last bit, and one example's, above those of the others.
+
+    The largest of many numbers that have a bound, such as a sine's, is near it, and so are those after it.
+    """
+    largest = [part.amax(1).sort(descending=True).values for part in parts]
+    gaps = torch.stack([1 - rows[1] / rows[0] for rows in largest])
+    same = all(rows[0] == largest[0][0] for rows in largest) and largest[0][0] > 0
+    return bool(same and (gaps > 0).all() and gaps.median() > GAP)
 
 
 def _alike(values: Sequence[Tensor], size: float) -> bool:
