@@ -108,7 +108,8 @@ def _differ(values: Sequence[Tensor], size: float, by: float) -> bool:
 
 def _entered(subject: Subject, column: Column) -> bool:
     """Tell whether the model gets these numbers, as they are, of the first batch."""
-    training, seen = subject.training, []
+    training = subject.training
+    seen: list[bool] = []
     if isinstance(training.model, torch.jit.ScriptModule):
         return False
     first = dict(nested.tensors(subject.seen.batch)).get(column.place or None)

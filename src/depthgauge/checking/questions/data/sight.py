@@ -49,7 +49,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     if (
         (labels == tokens).float().mean() > 0.2
         or int(counted.sum()) < 2 * COUNTED
-        or labels[counted].unique().numel() < 2
+        or torch.unique(labels[counted]).numel() < 2
     ):
         return
     told = {by: gain(tokens, labels, counted, by) for by in range(-FAR, FAR + 1)}
@@ -90,7 +90,9 @@ def _sequences(subject: Subject) -> tuple[str | None, Tensor, Tensor] | None:
     if len(targets) != 1:
         return None
     shape = whole[targets[0]].shape
-    inputs = [p for p, each in whole.items() if p not in targets and each.shape == shape and each.unique().numel() > 2]
+    inputs = [
+        p for p, each in whole.items() if p not in targets and each.shape == shape and torch.unique(each).numel() > 2
+    ]
     if len(inputs) != 1 or shape[1] < PLACES:
         return None
     several = [dict(nested.tensors(each)) for each in subject.batches(16)]
@@ -137,7 +139,12 @@ def _marks(tokens: Tensor, labels: Tensor, by: int) -> bool:
     """Tell whether the first places hold the same in all examples, and labels that differ; and the last have none."""
     first, last = tokens[:, :by], tokens[:, -by:]
     same = bool((first == first[:1]).all()) and not bool((last == last[:1]).all())
-    return same and labels[:, 0].unique().numel() > 1 and bool((labels[:, 0] >= 0).all()) and _ends_without(labels, by)
+    return (
+        same
+        and torch.unique(labels[:, 0]).numel() > 1
+        and bool((labels[:, 0] >= 0).all())
+        and _ends_without(labels, by)
+    )
 
 
 def _ends_without(labels: Tensor, by: int) -> bool:

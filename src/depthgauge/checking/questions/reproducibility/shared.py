@@ -7,6 +7,7 @@ companions are all replaced, and what the model gets or says of it must not move
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,7 +114,11 @@ def _companions(part: Any, count: int) -> Iterator[tuple[int, Any]]:
     for row in (0, count // 2):
         order = torch.full((count,), row + 1)
         order[row] = row
-        yield row, nested.mapped(part, lambda each, order=order: each[order.to(each.device)])
+        yield row, nested.mapped(part, partial(_taken, order=order))
+
+
+def _taken(tensor: Tensor, order: Tensor) -> Tensor:
+    return tensor[order.to(tensor.device)]
 
 
 def _moved(base: list[Event], other: list[Event], row: int, count: int) -> float:
