@@ -16,6 +16,7 @@ from depthgauge.checking.questions.data import (
     belonging,
     called,
     derivatives,
+    edges,
     evaluated,
     fitting,
     inputs,
@@ -30,9 +31,12 @@ from depthgauge.checking.questions.data import (
     pairing,
     parts,
     passing,
+    probable,
     pulling,
     rows,
+    scaled,
     seeing,
+    sight,
     smallest,
     stored,
     summing,
@@ -55,6 +59,7 @@ KINDS = {
     **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
     **derivatives.KINDS, **evaluated.KINDS, **joined.KINDS, **stored.KINDS,
     **across.KINDS, **added.KINDS, **kept.KINDS, **rows.KINDS,
+    **scaled.KINDS, **edges.KINDS, **sight.KINDS,
 }  # fmt: skip
 
 
@@ -79,10 +84,13 @@ def ask(subject: Subject) -> Answer:
         summing.findings(subject), called.findings(subject), of_outputs.findings(subject),
         derivatives.findings(subject), evaluated.findings(subject), joined.findings(subject),
         across.findings(subject), added.findings(passed.mask), kept.findings(subject), rows.findings(subject),
+        probable.findings(subject), scaled.findings(subject, read), edges.findings(subject), sight.findings(subject),
         stored.findings(subject), smallest.findings(subject), addends.findings(subject), pulling.findings(subject),
         fitting.findings(subject, fitted),
     ]  # fmt: skip
     found = _those_of(asked)
+    twice = [each for each in found if each.kind == "double_softmax"][1:]
+    found = [each for each in found if each not in twice]
     less = {_ONE_FACT[each.kind] for each in found if each.kind in _ONE_FACT}
     found = [each for each in found if each.kind not in less]
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}

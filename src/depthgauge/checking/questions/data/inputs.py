@@ -13,6 +13,7 @@ from torch import Tensor
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.observing import Seen
 from depthgauge.checking.parameters import format_of
+from depthgauge.checking.questions.data import leaking
 from depthgauge.checking.questions.data.batches import Batches, Column
 from depthgauge.checking.questions.data.losses import chance, main_term
 from depthgauge.checking.questions.data.outputs import scored
@@ -32,10 +33,6 @@ UNEVEN = 1e3  # largest over smallest standard deviation of features: the condit
 ENOUGH = 32  # examples below which a constant feature is chance
 TRAINED = 0.5  # of chance, below which a model has learnt on inputs and targets of this scale
 TABLE = 256  # features at most of what is looked at feature by feature; an image has more
-ORDERED = 64  # examples that a feature puts into the order of the target: by chance with 1 / 64!
-ALL_APART = 0.9  # of the examples' targets, and of a feature's values, that are no other's
-LEAKING, GOALS = 4096, 16  # numbers of inputs and of targets at most, for a leak
-RELATED = 0.99999  # correlation of a feature with a target, above which rounding alone parts them
 WASHED = 50.0  # mean over standard deviation, from which on a first layer sees hardly anything but the mean: 0.02 of it
 CHANNELS, APART = 16, 100.0  # channels of an image, and the ratio of their standard deviations
 TARGET = 100.0  # rms of regression targets: the output starts near 0, and has as far to go
@@ -62,12 +59,7 @@ KINDS = {
     ),
     "constant_features": Kind("opportunity", f"features are constant over {ENOUGH} examples or more"),
     "duplicated_features": Kind("opportunity", f"features are equal over {ENOUGH} examples or more"),
-    "leak": Kind(
-        "fault",
-        f"a feature equals the target in {ENOUGH} examples or more that are not all alike, is a multiple of it"
-        f" (correlation above {RELATED:g}), rises or falls with it from each of {ORDERED} examples or more to the next,"
-        " or is one number for each class; of a sequence in most of its places",
-    ),
+    **leaking.KINDS,
     "washed_out": Kind(
         "fault",
         f"the mean of the inputs is {WASHED:g} times their standard deviation (an image's channels') or more where they"
@@ -97,7 +89,7 @@ def findings(seen: Seen, batches: Batches, passed: Passed, training: Training) -
                 training, seen, column, passed
             ):
                 found = []
-            found += [*_features(column), *_channels(column), *_leaks(column, batches)]
+            found += [*_features(column), *_channels(column), *leaking.findings(column, batches)]
             yield from found if found and _goes_in(training, seen.batch, column) else ()
     if term is not None and term.form == "regression" and not trained:
         for column in batches.targets:
@@ -308,71 +300,6 @@ def _equal_pairs(values: Tensor, still: Tensor) -> list[tuple[int, int]]:
             pairs.append((known[key], place))
         known.setdefault(key, place)
     return pairs
-
-
-def _leaks(column: Column, batches: Batches) -> Iterator[Finding]:
-    values = column.flat
-    if not 1 < values.shape[1] <= LEAKING or len(values) < ENOUGH:
-        return
-    for target in batches.targets:
-        goal = target.flat
-        if len(goal) != len(values) or goal.shape[1] > GOALS or bool((goal == goal[:1]).all()):
-            continue
-        told = [found for place in range(goal.shape[1]) if (found := _tells(values, goal[:, place], target))]
-        sequence = column.numbers.dim() > 2 and column.numbers.shape[1] == goal.shape[1] > 1
-        if told and (not sequence or 2 * len(told) > goal.shape[1]):  # of a sequence's first step alone: how it begins
-            feature, what = told[0]
-            yield Finding(
-                "leak", Status.LOOK, f"feature {feature} of the inputs {what} in all {len(values)} examples",
-                f"leave feature {feature} out", "the model learns from what it will have when it is used",
-                ("batches",),
-            )  # fmt: skip
-
-
-def _tells(values: Tensor, goal: Tensor, target: Column) -> tuple[int, str] | None:
-    """A feature that is the target, a multiple of it, or one number for each class; None where there is none."""
-    equal = (values == goal[:, None]).all(0).nonzero()[:, 0].tolist()
-    if bool((goal == goal[0]).all()):
-        return None
-    if equal:
-        return equal[0], "equals the target"
-    classes, codes = torch.unique(goal, return_inverse=True)
-    if len(classes) <= len(goal) // 8:
-        return _by_class(values, codes, len(classes))
-    if not target.numbers.is_floating_point():
-        return None
-    centred, aim = values.double() - values.double().mean(0), goal.double() - goal.double().mean()
-    sizes = centred.norm(dim=0) * aim.norm()
-    related = torch.where(sizes > 0, (centred * aim[:, None]).sum(0).abs() / sizes.clamp_min(1e-300), 0.0)
-    best = int(related.argmax())
-    if related[best] > RELATED:
-        return best, "is a multiple of the target"
-    return _in_order(values, goal)
-
-
-def _in_order(values: Tensor, goal: Tensor) -> tuple[int, str] | None:
-    """A feature, of three or more, that rises or falls with the target from each example to the next."""
-    if values.shape[1] < 3 or len(goal) < ORDERED or len(torch.unique(goal)) < ALL_APART * len(goal):
-        return None
-    sorted_ = values[goal.argsort()]
-    steps = sorted_[1:] - sorted_[:-1]
-    varied = (steps != 0).float().mean(0) >= ALL_APART
-    told = (((steps >= 0).all(0) | (steps <= 0).all(0)) & varied).nonzero()[:, 0]
-    return (int(told[0]), "rises with the target, or falls with it,") if len(told) else None
-
-
-def _by_class(values: Tensor, codes: Tensor, classes: int) -> tuple[int, str] | None:
-    """A feature that has one number for each class, and not the same for all; each class that it tells has two."""
-    if torch.bincount(codes).min() < 2:
-        return None
-    highest = torch.full((classes, values.shape[1]), -math.inf).scatter_reduce_(
-        0, codes[:, None].expand_as(values), values, "amax"
-    )
-    lowest = torch.full((classes, values.shape[1]), math.inf).scatter_reduce_(
-        0, codes[:, None].expand_as(values), values, "amin"
-    )
-    tells = (highest == lowest).all(0) & (highest != highest[:1]).any(0)
-    return (int(tells.nonzero()[0, 0]), "is one number for each class") if tells.any() else None
 
 
 def _targets(column: Column) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from depthgauge.workload import Training
 LEAST_PLACES = 4  # of a sequence
 ROWS = 0.3  # of sequences, that end in padding, of three lengths or more: what ends all of them is no padding
 ELSEWHERE = 0.01  # of the other places, that may hold the number which pads
+KNOWN = 2  # places that end a sequence, as a rule, with a token that is padding for sure
 SCORED = 0.2  # of the scored places, that are padding within padding
 BEFORE = 5  # tokens that padding follows, and a quarter of all
 HARDLY = 0.02  # of the places of sequences themselves, that are scored where padding alone is
@@ -69,21 +70,36 @@ def _within(places: Tensor) -> Tensor:
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield what is found about padding in the first batch."""
     batch = subject.seen.batch
-    found = [each for place, tensor in nested.tensors(batch) if (each := padded(place, tensor)) is not None]
+    known = fillers(subject.training.model)
+    parts, terms = dict(nested.tensors(batch)), subject.seen.graph.terms
+    found = [each for place, tensor in parts.items() if (each := padded(place, tensor, known)) is not None]
+    found.sort(key=lambda each: not targeted(each.place, parts, terms, batch))  # of two sides the one that is scored
     if not found or subject.clock.left < 8 * subject.seen.seconds:
         return
     with subject.training.untouched():
         subject.training.model.eval()
         counted = _scored(subject.training, batch, found[0])
         yield from () if counted is None else _told(found[0], counted)
-        parts, terms = dict(nested.tensors(batch)), subject.seen.graph.terms
         inputs = [each for each in found if not targeted(each.place, parts, terms, batch)]
         if inputs and any(targeted(place, parts, terms, batch) for place in parts):  # else tokens are targets, too
             yield from _seen(subject.training, batch, inputs)
 
 
-def padded(place: str | None, tensor: Tensor) -> Padded | None:
-    """The padding at the end of sequences, or at their beginning: tokens, rows of zeros; None where there is none."""
+def fillers(model: nn.Module) -> frozenset[int]:
+    """The tokens that a model itself names as padding: its configuration's, an embedding's `padding_idx`."""
+    named = [getattr(getattr(model, "config", None), "pad_token_id", None)]
+    named += [getattr(each, "padding_idx", None) for each in model.modules()]
+    return frozenset(each for each in named if isinstance(each, int) and each >= 0)
+
+
+def padded(place: str | None, tensor: Tensor, known: Collection[int] = ()) -> Padded | None:
+    """The padding at the end of sequences, or at their beginning: tokens, rows of zeros; None where there is none.
+
+    Args:
+        place: of the tensor in the batch.
+        tensor: (examples, places), or (examples, places, numbers).
+        known: tokens that are padding for sure, also where all sequences are as long.
+    """
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.dim() not in {2, 3} or tensor.is_complex():
         return None
     if tensor.dim() == 2 and (tensor.is_floating_point() or flags(tensor)):
@@ -97,8 +113,10 @@ def padded(place: str | None, tensor: Tensor) -> Padded | None:
         run = is_filler.flip(1).long().cumprod(1).flip(1).bool()
         lengths = run.sum(1)
         others = (is_filler & ~run).sum().item() / max(1, int((~run).sum()))
-        found = (lengths > 0).float().mean() >= ROWS and len(torch.unique(lengths)) >= 3 and others <= ELSEWHERE
-        if found and (rows.dim() == 3 or _fills(turned, run)):
+        sure = rows.dim() == 2 and int(filler) in known and int(lengths.float().median()) >= KNOWN
+        varied = len(torch.unique(lengths)) >= 3 or (sure and not bool((lengths == rows.shape[1]).all()))
+        found = (lengths > 0).float().mean() >= ROWS and varied and others <= ELSEWHERE
+        if found and (sure or rows.dim() == 3 or _fills(turned, run)):
             return Padded(place, run if turned is rows else run.flip(1))
     return None
 

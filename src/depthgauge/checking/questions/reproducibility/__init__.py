@@ -17,6 +17,7 @@ from depthgauge.checking.questions.reproducibility import (
     repeating,
     reseeding,
     saying,
+    shared,
 )
 from depthgauge.checking.questions.reproducibility.figure import draw
 from depthgauge.checking.subject import Subject
@@ -36,6 +37,7 @@ _TIES = {
     "hands_on_state": "the model keeps something from call to call",
     "examples_meet": "examples of a batch meet in the model",
     "mixes_examples": "the model mixes examples",
+    "shared_number": "examples share a number of their batch",
 }
 
 
@@ -134,10 +136,12 @@ def _mixed(asked: _Asked) -> None:
         asked.said.append(f"whether examples are mixed was not told: {found.why}")
     else:
         same = "has the same bits" if found.moved == 0 else f"moves by {percent(found.moved)}, as rounding does,"
-        asked.found(
-            saying.mixed(found, surely=mixing.by_example(training, batch)),
-            f"an example's output {same} whatever else is in its batch",
-        )
+        surely = mixing.by_example(training, batch)
+        told = saying.mixed(found, surely=surely)
+        if surely and found.repeats and not found.meant and (told is None or told.kind == "examples_meet"):
+            met = shared.shared(training, part)
+            told = told if met is None else saying.shared(*met)
+        asked.found(told, f"an example's output {same} whatever else is in its batch")
     part = batch if part is None else part
     if found.repeats and (kept := saying.carried(mixing.carries(training, part))) is not None:
         handed = handing.handed_on(training)

@@ -23,6 +23,11 @@ KINDS = {
         f" {_HALF}, and also depends on their order, or a softmax, attention or normalization works along the"
         " examples' dimension",
     ),
+    "shared_number": Kind(
+        "fault", "in eval mode an example's output moves with the rest of its batch, by"
+        f" {_HALF}, and all examples are divided by, multiplied with or moved by a number that is taken over them"
+        " (their largest, their mean), by no layer that has statistics of its own",
+    ),
     "examples_meet": Kind("property", "in eval mode outputs depend on the batch's other examples, not on their order"),
     "keeps_state": Kind("property", "a second call on the same batch, in eval mode, returns other outputs"),
     "hands_on_state": Kind(
@@ -55,6 +60,7 @@ _IN_SHORT = {
     "unseeded": "equal runs differ by {} of a tensor's size, more than rounding",
     "order_of_sums": "equal runs differ by rounding ({})",
     "mixes_examples": "an example's output moves by {} with the others of its batch",
+    "shared_number": "an example's output moves by {} with a number that its batch shares",
     "examples_meet": "an example's output moves by {} with the others of its batch",
     "keeps_state": "the model keeps something from call to call (its output moves by {})",
     "hands_on_state": "a row's output moves by {} with the same row of the batch before",
@@ -140,6 +146,20 @@ def mixed(found: Mixed, *, surely: bool) -> Finding | None:
     return Finding(
         "mixes_examples", Status.BROKEN, f"{text}.", advice, "an example's output is its own", where, measure
     )
+
+
+def shared(where: str, moved: float) -> Finding:
+    """Finding of a number that all examples of a batch share."""
+    place = "the loss, before the model" if where == "loss" else f"`{where}`"
+    return Finding(
+        "shared_number", Status.BROKEN,
+        f"An example's output moves by {percent(moved)} when the others of its batch are replaced: in {place} a number"
+        " taken over the whole batch (a largest number, a mean, a length) scales or moves each of its examples.",
+        "take it over each example alone (x.amax(dim=1, keepdim=True)), or over the training set, once",
+        "an example's output is its own", tuple(dict.fromkeys((where, "model", "loss"))),
+        Measure("change of an example's output with the rest of its batch", moved, unit="of the root mean square",
+                method="eval mode, all others of a few replaced"),
+    )  # fmt: skip
 
 
 def carried(moved: float) -> Finding | None:
