@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from depthgauge.checking.answers import Kind
+from depthgauge.checking.questions.signal import unloaded
 
 KINDS = {
     "other_model": Kind(
@@ -34,6 +35,13 @@ KINDS = {
         "head, or several heads side by side, or a head behind frozen layers that have all learnt, or frozen with "
         "another module with whose name its own begins: a frozen part is sound where it was trained, is most of the "
         "model, has an adapter around it, or is a table of vectors",
+    ),
+    "never_loaded": Kind(
+        "fault",
+        "a frozen part before all that trains, and whose output it gets, has the numbers that it was built with: all "
+        "its weights are independent draws (moments, sizes of rows and columns, largest singular value), its norms' "
+        f"scales 1 and shifts 0; {unloaded.OF_A_PACKAGE} weights or more of an installed package's modules, "
+        f"{unloaded.WITH_NORMS} beside norms, {unloaded.ALONE} alone, as a random projection is no fault",
     ),
     "tied_by_copy": Kind(
         "fault",
