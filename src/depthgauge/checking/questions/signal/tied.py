@@ -45,11 +45,11 @@ def findings(wiring: Wiring) -> Iterator[Finding]:
             name, other = first.name, second.name
             text = f"`{name}` and `{other}` begin with {how} in two tensors: they are not tied"
             advice = f"share one tensor, `{other}` = `{name}`, or draw one of them anew"
-            where = (name, other, name.rpartition(".")[0], other.rpartition(".")[0])
+            where = tuple(dict.fromkeys((name, other, *(each.rpartition(".")[0] or "model" for each in (name, other)))))
             size = float(min(first.values.numel(), second.values.numel()))
             fewer = f"{plural(int(size), 'parameter')} fewer to train"
             yield Finding(
-                "tied_by_copy", Status.LOOK, text, advice, fewer, tuple(dict.fromkeys(each or "model" for each in where)),
+                "tied_by_copy", Status.LOOK, text, advice, fewer, where,
                 Measure("parameters that are copies", size, unit="parameters"),
             )  # fmt: skip
 
