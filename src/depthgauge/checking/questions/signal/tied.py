@@ -97,11 +97,19 @@ def _multiple(one: Tensor, other: Tensor) -> bool:
 
 
 def _in_copied_blocks(modules: dict[str, nn.Module], name: str, other: str) -> bool:
-    """Tell whether two parameters lie in blocks that are copies as a whole, each of more than this matrix."""
+    """Tell whether two parameters lie in blocks that are copies, other matrices and all."""
     a, b = name.split("."), other.split(".")
     shared = next((place for place, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), 0)
     one, two = (modules.get(".".join(path[: shared + 1])) for path in (a, b))
     if one is None or two is None or type(one) is not type(two):
         return False
     mine, its = dict(one.named_parameters()), dict(two.named_parameters())
-    return len(mine) > 1 and mine.keys() == its.keys()
+    inner = [".".join(path[shared + 1 :]) for path in (a, b)]
+    return any(
+        own not in inner
+        and own in its
+        and each.dim() > 1
+        and each.shape == its[own].shape
+        and torch.equal(each, its[own])
+        for own, each in mine.items()
+    )

@@ -14,7 +14,7 @@ from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.parameters import of_a_package
 from depthgauge.checking.questions.signal.drawn import can_tell, is_drawn
 from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring
-from depthgauge.checking.words import plural
+from depthgauge.checking.words import listed, plural
 from depthgauge.seeding import Purpose
 from depthgauge.workload import Training
 
@@ -27,6 +27,8 @@ def findings(wiring: Wiring) -> Iterator[Finding]:
     for part in _parts(wiring):
         module = wiring.training.model.get_submodule(part)
         names, unlearnt = _unlearnt(part, module)
+        if not names:
+            yield from _left(wiring, part, module)
         if not names or not _reaches(wiring, part, names):
             continue
         size = sum(wiring.parameters[name].numel() for name in names)
@@ -39,6 +41,46 @@ def findings(wiring: Wiring) -> Iterator[Finding]:
             " call from_pretrained), or let it train", "features that were learnt in place of random ones",
             (part, *layers)[:MOST_WHERE], Measure("frozen numbers that are draws", float(size), unit="parameters"),
         )  # fmt: skip
+
+
+def _left(wiring: Wiring, part: str, module: nn.Module) -> Iterator[Finding]:
+    """Yield layers of a frozen part that are as they were built, among others that have learnt."""
+    layers = [
+        (f"{part}.{name}", each) for name, each in module.named_modules() if name and (_is_map(each) or _is_norm(each))
+    ]
+    told = [(name, each) for name, each in layers if _is_map(each) and can_tell(each.weight)]
+    after = {name: layers[place + 1 :][:1] for place, (name, _) in enumerate(layers)}
+    new = [name for name, each in told if _is_as_built(each, after[name]) and wiring.passed.called.get(name)]
+    learnt = [name for name, each in told if name not in new and _has_learnt(each, after[name])]
+    if not new or len(learnt) < 2 or not _reaches(wiring, part, [f"{name}.weight" for name in new]):
+        return
+    size = sum(wiring.parameters[f"{name}.weight"].numel() for name in new)
+    yield Finding(
+        "never_loaded", Status.LOOK,
+        f"`{part}` is frozen and has learnt, but {listed(new)} ({plural(size, 'parameter')}) in it has the numbers of a"
+        " new layer: independent draws, with a bias of 0 or a norm whose scales are 1 and whose shifts are 0",
+        f"load the weights of {listed(new)} (look at what load_state_dict returns with strict=False), or let it train",
+        "features that were learnt in place of random ones", tuple(new[:MOST_WHERE]),
+        Measure("frozen numbers that are draws", float(size), unit="parameters"),
+    )  # fmt: skip
+
+
+def _is_map(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() > 1 and not isinstance(module, nn.Embedding)
+
+
+def _is_as_built(layer: nn.Module, after: Sequence[tuple[str, nn.Module]]) -> bool:
+    """Tell whether a layer is draws, with a bias of 0, or without one before a norm that is as it was built."""
+    bias = getattr(layer, "bias", None)
+    zero = isinstance(bias, Tensor) and not bool(bias.any())
+    before_norm = any(_is_norm(each) and _is_start(each) for _, each in after)
+    return (zero or before_norm) and is_drawn(layer.weight)
+
+
+def _has_learnt(layer: nn.Module, after: Sequence[tuple[str, nn.Module]]) -> bool:
+    """Tell whether its numbers, or those of a norm behind it, are not those that it was built with."""
+    return not is_drawn(layer.weight) or any(_is_norm(each) and not _is_start(each) for _, each in after)
 
 
 def _parts(wiring: Wiring) -> list[str]:
