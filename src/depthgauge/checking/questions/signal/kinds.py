@@ -156,9 +156,14 @@ KINDS = {
     "saturated_units": Kind(
         "fault",
         "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest; "
-        "or 80 % of those of three clipped lines (hardtanh, hardsigmoid) lie beyond their ends, at the start and after "
+        "or 80 % of those of three with two ends (tanh, sigmoid, hardtanh, hardsigmoid) lie there, at the start and after "
         "steps, and from another initialization, tried, the same steps bring the loss down four times as far; "
         "or half of a new model's rows of attention give one place 0.99",
+    ),
+    "dropped_for_kept": Kind(
+        "fault",
+        "a dropout rate is 0.85 or more, and with one less it, tried, the same steps bring the loss down four times as "
+        "far: the share that was to be kept is dropped",
     ),
     "frozen": Kind(
         "property",
