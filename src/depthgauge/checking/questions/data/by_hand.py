@@ -18,6 +18,7 @@ DROPPED = 0.85  # of a mask's numbers, or of a module's calls; a stochastic dept
 SCALED = 4.0  # times, at least, by which numbers that are kept are multiplied, where they are masked one by one
 DRAWS = 256  # of one mask, over all passes: a share of 0.85 is known to 0.022
 PASSES = 32  # for them, at most
+FIRST = 8  # passes, or numbers of a mask, after which what is dropped half of the time or less is let be
 EMPTY = 0.25  # of the passes, at least, that call none of the modules beside each other: no one of them is drawn
 NEAR = 0.2  # relative difference of a factor from 1 over the dropped share, or from the kept one
 APART = 2.0  # times, or half, that what is kept weighs in training of what it weighs without a mask
@@ -51,7 +52,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
             calls.passes.append(set())
             with drawn:
                 training.value(batch)
-            if not (any(map(_is_looked_at, drawn.masks.values())) or evaluated - calls.passes[0]):
+            if not (any(map(_is_looked_at, drawn.masks.values())) or _are_rare(evaluated, calls.passes)):
                 return
     yield from _masked(drawn.masks.values())
     if len(calls.passes) == PASSES or len(calls.passes) >= passes - 2 > 8:
@@ -78,7 +79,17 @@ def _evaluated(subject: Subject) -> set[str]:
 
 def _is_looked_at(mask: Mask) -> bool:
     """Tell whether more passes are worth it."""
-    return mask.total < DRAWS or _is_heavy(mask) or bool(_wrong(mask))
+    open_ = mask.total < FIRST or (mask.total < DRAWS and mask.share > 0.5)
+    return open_ or _is_heavy(mask) or bool(_wrong(mask))
+
+
+def _are_rare(evaluated: set[str], passes: list[set[str]]) -> bool:
+    """Tell whether modules that evaluation calls may be left out of most passes, and not of all."""
+    counts = [sum(name in each for each in passes) for name in evaluated]
+    if len(passes) < FIRST:
+        return any(count < len(passes) for count in counts)
+    rare = [count for count in counts if 2 * count < len(passes)]
+    return bool(rare) and (len(passes) < 2 * FIRST or any(rare))
 
 
 def _is_heavy(mask: Mask) -> bool:
@@ -107,7 +118,7 @@ def _masked(masks: Iterable[Mask]) -> Iterator[Finding]:
         places = list(dict.fromkeys(each.place for each in heavy))
         yield _heavy(places, share, f" and multiplies the rest by {factor:.3g}" if factor > 1 else "")
     for each in known:
-        if each not in heavy and (how := _wrong(each)):
+        if each not in heavy and each.total >= DRAWS and (how := _wrong(each)):
             yield Finding(
                 "factor_of_the_dropped", Status.LOOK,
                 f"a random mask in `{each.place}` drops {100 * each.share:.3g} %, and what is left is {how}: on average"
