@@ -52,7 +52,7 @@ def findings(training: Training, passed: Passed, batch: Any) -> Iterator[Finding
 def _evaluated(training: Training, passed: Passed) -> Iterator[Finding]:
     modules = dict(training.model.named_modules())
     off = [name for name, trains in passed.training.items() if not trains]
-    if not training.model.training or len(off) == len(passed.training):
+    if not training.model.training or (len(off) == len(passed.training) and not passed.called):
         return  # the whole of it, which is told as such
     held = {id(each) for each in held_by(training.optimizer)}
     found: dict[str, list[str]] = {}

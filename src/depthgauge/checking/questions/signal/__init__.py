@@ -29,6 +29,8 @@ from depthgauge.checking.questions.signal import (
     remedies,
     reversing,
     telling,
+    tied,
+    unloaded,
     watching,
 )
 from depthgauge.checking.questions.signal import depth as depth_of
@@ -87,7 +89,14 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
         _open(subject.training, now, others)
     wiring = Wiring(subject.training, now, later.passed, others, subject.seen.batch)
     found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
-    found += [*frozen.findings(wiring), *later.equal, *_averages(subject), *_seen_alike(subject)]
+    found += [
+        *frozen.findings(wiring),
+        *unloaded.findings(wiring),
+        *tied.findings(wiring),
+        *later.equal,
+        *_averages(subject),
+        *_seen_alike(subject),
+    ]
     watched, turned = _watched(subject, others)
     found += [*turned, *(telling.findings(subject.training.model, watched, later.watched) if watched else ())]
     found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)

@@ -63,7 +63,11 @@ def _layers(after: dict[str, nn.Parameter], before: dict[str, Tensor], passed: P
         met.setdefault((before[name].shape, before[name].double().sum().item()), []).append(name)
     for first, *others in met.values():
         same = [
-            name for name in others if torch.equal(before[first], before[name]) and _near(after[first], after[name])
+            name
+            for name in others
+            if torch.equal(before[first], before[name])
+            and _near(after[first], after[name])
+            and after[first].data_ptr() != after[name].data_ptr()  # one memory under two names
         ]
         if same:
             layers = [name.rpartition(".")[0] or name for name in (first, *same)]

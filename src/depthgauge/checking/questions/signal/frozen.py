@@ -1,26 +1,20 @@
-"""Findings about parts that do not train, and about copies where one tensor was meant."""
+"""Findings about parts that do not train."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from depthgauge import architecture
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.signal.absent import moves_the_loss
 from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part, is_new
-from depthgauge.checking.words import listed, plural
+from depthgauge.checking.words import listed
 
 
 def findings(wiring: Wiring) -> Iterator[Finding]:
-    """Frozen parts and layers, and copies."""
-    yield from _frozen(wiring)
-    yield from _copies(wiring)
-
-
-def _frozen(wiring: Wiring) -> Iterator[Finding]:
+    """Frozen parts and layers."""
     parameters = wiring.parameters
     still = {name for name, each in parameters.items() if not each.requires_grad}
     if not still or len(still) == len(parameters):
@@ -173,37 +167,3 @@ def _is_adapted(wiring: Wiring, name: str) -> bool:
     sides = (weight.shape[0], weight.shape[1])
     less = sum(each.numel() for each in beside) < weight.numel()
     return bool(beside) and less and all(any(side in each.shape for each in beside) for side in sides)
-
-
-def _copies(wiring: Wiring) -> Iterator[Finding]:
-    """Embeddings and output layers of equal bits in two tensors, both of which train."""
-    alive = wiring.passed.alive
-    modules = dict(wiring.training.model.named_modules())
-    matrices = [
-        (name, each.detach(), modules[name.rpartition(".")[0]])
-        for name, each in wiring.parameters.items()
-        if name in alive and each.dim() == 2 and min(each.shape) > 1
-    ]
-    for place, (name, first, holder) in enumerate(matrices):
-        for other, second, beside in matrices[place + 1 :]:
-            if type(holder) is type(beside) and first.shape[0] == second.shape[0]:
-                continue  # blocks that were made by a copy, as torch's transformers are
-            if first.data_ptr() == second.data_ptr():
-                continue  # one memory under two names: they stay tied
-            if first.shape != second.shape and not any(isinstance(each, nn.Embedding) for each in (holder, beside)):
-                continue  # a decoder that begins as its encoder's transpose, and is to part from it
-            turned = second if first.shape == second.shape else second.T
-            if not _same(first, turned):
-                continue
-            text = f"`{name}` and `{other}` begin with the same values in two tensors: they are not tied"
-            advice = f"share one tensor, `{other}` = `{name}`, or draw one of them anew"
-            where = (name, other, name.rpartition(".")[0], other.rpartition(".")[0])
-            size = Measure("parameters that are copies", float(first.numel()), unit="parameters")
-            fewer = f"{plural(first.numel(), 'parameter')} fewer to train"
-            yield Finding("tied_by_copy", Status.LOOK, text, advice, fewer, where, size)
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype or first.device != second.device:
-        return False
-    return bool(torch.equal(first, second)) and bool((first != first.flatten()[0]).any())

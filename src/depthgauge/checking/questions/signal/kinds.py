@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from depthgauge.checking.answers import Kind
+from depthgauge.checking.questions.signal import one_change, remedies, unloaded
 
 KINDS = {
     "other_model": Kind(
@@ -35,9 +36,17 @@ KINDS = {
         "another module with whose name its own begins: a frozen part is sound where it was trained, is most of the "
         "model, has an adapter around it, or is a table of vectors",
     ),
+    "never_loaded": Kind(
+        "fault",
+        "a frozen part before all that trains, and whose output it gets, has the numbers that it was built with: all "
+        "its weights are independent draws (moments, sizes of rows and columns, largest singular value), its norms' "
+        f"scales 1 and shifts 0; {unloaded.OF_A_PACKAGE} weights or more of an installed package's modules, "
+        f"{unloaded.WITH_NORMS} beside norms, {unloaded.ALONE} alone, as a random projection is no fault",
+    ),
     "tied_by_copy": Kind(
         "fault",
-        "an embedding and an output layer begin with the same bits in two tensors: they part with the first step",
+        "an embedding and an output layer begin with the same bits in two tensors: they part with the first step; or "
+        "two tables do, or one is a multiple of the other or has a few rows more, and their numbers are new draws",
     ),
     "copied_towers": Kind(
         "fault",
@@ -148,9 +157,14 @@ KINDS = {
     "saturated_units": Kind(
         "fault",
         "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest; "
-        "or 80 % of those of three clipped lines (hardtanh, hardsigmoid) lie beyond their ends, at the start and after "
-        "steps, and from another initialization, tried, the same steps bring the loss down four times as far; "
+        "or 80 % of those of three with two ends (tanh, sigmoid, hardtanh, hardsigmoid) lie there, at the start and "
+        "after steps, and from another initialization, tried, the same steps bring the loss down four times as far; "
         "or half of a new model's rows of attention give one place 0.99",
+    ),
+    "dropped_for_kept": Kind(
+        "fault",
+        f"a dropout rate is {one_change.TURNED} or more, and with one less it, tried, the same steps bring the loss "
+        f"down {remedies.FURTHER:g} times as far: the share that was to be kept is dropped",
     ),
     "frozen": Kind(
         "property",

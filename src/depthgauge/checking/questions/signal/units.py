@@ -41,7 +41,7 @@ _FLAT: Mapping[str, _Reading] = {
     "HardtanhBackward": ("_saved_self", lambda x: x.abs() >= 1),  # its usual ends; `_clipped` reads its own
 }
 """Activations that saturate: the saved tensor, and where the derivative is below `SLOPE` of its largest."""
-_CLIPS = ("HardtanhBackward", "HardsigmoidBackward")  # flat beyond two ends: no gradient passes there
+_CLIPS = ("HardtanhBackward", "HardsigmoidBackward", "TanhBackward", "SigmoidBackward")  # flat at two ends
 _ENDS_LAST = ("AddmmBackward", "MmBackward", "LinearBackward", "BmmBackward")  # units are the last dimension
 
 
@@ -106,7 +106,7 @@ class Units:
             self._add(self.layers.setdefault((layer, number), empty), mask, kind in _ZERO, ends_last)
 
     def clipped(self, least: float) -> list[Layer]:
-        """Activations that are a line between two ends, of which at least that share of the values lies beyond."""
+        """Activations with two ends, at which at least that share of the values lies."""
         return [each for each in self.layers.values() if f"{each.kind}Backward" in _CLIPS and each.flat_share >= least]
 
     def _add(self, found: Layer, mask: Tensor, can_die: bool, ends_last: bool) -> None:
