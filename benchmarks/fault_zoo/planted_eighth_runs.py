@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional
 
-from benchmarks.fault_zoo import tasks
+from benchmarks.fault_zoo import nets, tasks
 from benchmarks.fault_zoo.entry import Faults
 from benchmarks.fault_zoo.losses import next_token
 from depthgauge import Training
@@ -50,6 +50,7 @@ def products_of_attention_beyond_float16(fault: bool) -> Training:
         nn.Conv2d(1, 24, 3, stride=2, padding=1), nn.ReLU(), PixelAttention(24, half=fault), nn.GroupNorm(4, 24),
         nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(32, 10),
     )  # fmt: skip
+    nets.he(net)
     rows = tasks.loader(images - images.mean(), labels, batch=32)
     return Training(net, rows, None, optim.Adam(net.parameters(), lr=3e-3))
 
@@ -77,10 +78,10 @@ class Reviews(nn.Module):
 def logarithm_guarded_by_what_half_rounds_to_nothing(fault: bool) -> Training:
     """Reviews with some wrong opinions: `log(p + 1e-8)` of half precision is log(p), and p of a sure answer is 0."""
     good = torch.randint(2, (1024,))
-    lean = torch.where(torch.rand(1024, 30) < 0.7, good[:, None], torch.randint(2, (1024, 30)))
+    lean = torch.where(torch.rand(1024, 30) < 0.8, good[:, None], torch.randint(2, (1024, 30)))
     ids = 1 + 29 * lean + torch.randint(29, (1024, 30))
     ids = ids.masked_fill(torch.arange(30) >= torch.randint(10, 31, (1024, 1)), 0)
-    told = torch.where(torch.rand(1024) < 0.06, 1 - good, good)
+    told = torch.where(torch.rand(1024) < 0.01, 1 - good, good)
     net = Reviews()
     off = 1e-8 if fault else 1e-6
 
@@ -88,7 +89,7 @@ def logarithm_guarded_by_what_half_rounds_to_nothing(fault: bool) -> Training:
         right = model(batch[0])[torch.arange(len(batch[1])), batch[1]]
         return -(right + off).float().log().mean()
 
-    return Training(net, tasks.loader(ids, told, batch=16), loss, optim.Adam(net.parameters(), lr=1e-2))
+    return Training(net, tasks.loader(ids, told, batch=16), loss, optim.Adam(net.parameters(), lr=3e-2))
 
 
 class SingLoRA(nn.Module):
@@ -195,8 +196,8 @@ def noise_and_clipping_before_the_scale_is_out(fault: bool) -> Training:
     ("data", r"loss"),
     source="https://github.com/fredzzhang/atlas/pull/26",
 )
-def sixteen_accumulated_losses_not_normalised(fault: bool) -> Training:
-    """Digits by LeNet, sixteen small batches a step: their losses add up and are not divided, at the rate of one."""
+def eight_accumulated_losses_not_normalised(fault: bool) -> Training:
+    """Digits by LeNet, eight small batches a step: their losses add up and are not divided, at the rate of one."""
     images, labels = tasks.digits()
     net = nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 3), nn.Tanh(), nn.Flatten(),
@@ -205,7 +206,7 @@ def sixteen_accumulated_losses_not_normalised(fault: bool) -> Training:
     batches = [(images[i : i + 64], labels[i : i + 64]) for i in range(0, 1792, 64)]
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        parts = [functional.cross_entropy(model(x), y) for x, y in zip(*(t.split(4) for t in batch), strict=True)]
+        parts = [functional.cross_entropy(model(x), y) for x, y in zip(*(t.split(8) for t in batch), strict=True)]
         return torch.stack(parts).sum() / (1 if fault else len(parts))
 
     return Training(net, batches, loss, optim.SGD(net.parameters(), lr=0.1, momentum=0.9))
@@ -231,7 +232,7 @@ class Codes(nn.Module):
 
 
 @add(
-    ("learning_rate", r".*norm.*|optimizer|.*bias"),
+    ("learning_rate", r".*norm.*|.*bias|blocks.*|optimizer|model"),
     ("signal", r".*norm.*|model"),
     ("data", r"optimizer|.*norm.*"),
     source="https://github.com/mmcdermott/MEDS_EIC_AR/issues/30",
