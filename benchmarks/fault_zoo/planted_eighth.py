@@ -1,4 +1,4 @@
-"""Faults of the eighth set, in gains, skips, and in what is frozen, cut or copied; written without a look at the checks."""
+"""Faults of the eighth set, in gains, skips, and layers frozen, cut or copied; written without a look at the checks."""
 
 # ruff: noqa: D101, D102 - these stand for the code of strangers
 
@@ -128,7 +128,9 @@ class DarkBlock(nn.Module):
     def __init__(self, wide: int, times: int) -> None:
         super().__init__()
         self.times = times
-        self.one = nn.Sequential(nn.Conv2d(wide, wide // 2, 1, bias=False), nn.BatchNorm2d(wide // 2), nn.LeakyReLU(0.1))
+        self.one = nn.Sequential(
+            nn.Conv2d(wide, wide // 2, 1, bias=False), nn.BatchNorm2d(wide // 2), nn.LeakyReLU(0.1)
+        )
         self.two = nn.Sequential(
             nn.Conv2d(wide // 2, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.LeakyReLU(0.1)
         )
@@ -146,7 +148,7 @@ class DarkBlock(nn.Module):
     source="https://github.com/yakhyo/darknet-pytorch/issues/2",
 )
 def darknet_adds_its_shortcut_twice(fault: bool) -> Training:
-    """Digits by a small Darknet: each of eight blocks adds what comes in twice, and doubles what the first layer said."""
+    """Digits by a small Darknet: each of eight blocks adds what comes in twice, and so doubles what was said first."""
     images, labels = tasks.digits()
     net = nn.Sequential(
         nn.Conv2d(1, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.LeakyReLU(0.1),

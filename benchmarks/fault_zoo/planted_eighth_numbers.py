@@ -27,7 +27,7 @@ add = FAULTS.add
     needs=("transformers",),
 )
 def news_by_bert_with_a_softmax_in_front(fault: bool) -> Training:
-    """News of ten kinds, half of one, by a small BERT: its head ends in a softmax, taken for scores by cross-entropy."""
+    """News of ten kinds, half of one, by a small BERT: its head ends in a softmax, which the loss takes for scores."""
     import transformers  # noqa: PLC0415 - may be missing
 
     class BertClassifier(nn.Module):
@@ -94,7 +94,8 @@ class Unrolled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.steps = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1)) for _ in range(3)
+            nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1, bias=False))
+            for _ in range(3)
         )
 
     def forward(self, measured: Tensor, seen: Tensor) -> Tensor:
@@ -316,7 +317,7 @@ class Queues:
     source="https://github.com/tensorflow/tensorflow/issues/21033",
 )
 def faces_and_labels_from_two_queues(fault: bool) -> Training:
-    """Faces told from others: images and labels come from queues that are shuffled apart, and do not belong together."""
+    """Faces told from others: images and labels come from queues that are shuffled apart, and do not go together."""
     face = torch.randint(2, (1024,))
     image = torch.randn(1024, 1, 12, 12)
     for column in (2, 8):  # two eyes and a mouth
@@ -370,7 +371,7 @@ def depth_maps_with_a_hole_of_nan(fault: bool) -> Training:
     needs=("transformers",),
 )
 def answers_of_yi_scored_to_the_last_pad(fault: bool) -> Training:
-    """Answers of a small decoder: labels are the ids with all their padding, and most of what is scored says nothing."""
+    """Answers of a small decoder: labels are the ids with all their padding, which is most of what is scored."""
     import transformers  # noqa: PLC0415 - may be missing
 
     config = transformers.LlamaConfig(

@@ -1,6 +1,6 @@
 """Faults of the eighth set, in number formats, steps, decay and schedules; written without a look at the checks."""
 
-# ruff: noqa: D101, D102 - these stand for the code of strangers
+# ruff: noqa: D102 - these stand for the code of strangers
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ class NeverZeroed(optim.Adam):
     source="https://github.com/udacity/deep-learning-v2-pytorch/pull/160",
 )
 def classifier_of_a_frozen_net_never_zeroed(fault: bool) -> Training:
-    """A new classifier on features that stay: the loop has no `zero_grad`, and each step goes by all gradients so far."""
+    """A new classifier on features that stay: the loop has no `zero_grad`, and steps go by all gradients so far."""
     images, labels = tasks.digits()
     features = nn.Sequential(nn.Conv2d(1, 24, 3), nn.ReLU(), nn.Conv2d(24, 32, 3, 2), nn.ReLU(), nn.Flatten())
     whole = nn.Sequential(features, nn.Linear(128, 2))

@@ -1,6 +1,6 @@
 """Faults of the eighth set, in modes, dropout, small batches, seeds and axes; written without a look at the checks."""
 
-# ruff: noqa: D101, D102 - these stand for the code of strangers
+# ruff: noqa: D102 - these stand for the code of strangers
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ class AttentiveReader(nn.Module):
     source="https://github.com/AnubhavGupta3377/Text-Classification-Models-Pytorch/issues/5",
 )
 def padding_read_and_attended_to(fault: bool) -> Training:
-    """Lines of a kind, padded to their batch's longest: padding is read and attended to, and neighbours' lengths count."""
+    """Lines of a kind, padded to their batch's longest: padding is read and attended to, and so neighbours count."""
     long = torch.where(torch.rand(1024) < 0.06, 30, torch.randint(2, 6, (1024,)))
     ids = 1 + torch.randint(49, (1024, 30))
     rows = torch.arange(1024)
@@ -237,7 +237,7 @@ class Dreams(nn.Module):
     source="https://github.com/ctallec/world-models/issues/10",
 )
 def mixtures_shared_out_over_the_batch(fault: bool) -> Training:
-    """A world's next state by five Gaussians: their shares are a softmax over the rows of the batch, not over the five."""
+    """A world's next state by five Gaussians: their shares are a softmax over the batch's rows, not over the five."""
     action = torch.randint(0, 2, (768, 12, 1)).float()
     world = torch.zeros(768, 13, 4)
     world[:, 0] = torch.randn(768, 4)

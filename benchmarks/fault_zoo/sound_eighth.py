@@ -258,7 +258,7 @@ class Masked(nn.Linear):
 
 @add()
 def pixels_told_by_those_before_through_masked_weights() -> Training:
-    """Each pixel of a digit from those before it: half of the weights are masked, and the first pixel has a bias only."""
+    """Each pixel of a digit from those before it: half of the weights are masked, and the first has a bias only."""
     images = (tasks.pixels()[0].flatten(1) > 100).float()
     places = torch.arange(64)
     hidden = torch.randint(63, (128,))
