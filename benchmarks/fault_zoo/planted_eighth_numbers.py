@@ -21,8 +21,8 @@ add = FAULTS.add
 
 
 @add(
-    ("data", r"loss|model|classifier.*|head.*"),
-    ("signal", r"classifier.*|head.*|model"),
+    ("data", r"loss|model|classifier.*"),
+    ("signal", r"classifier.*|model"),
     source="https://github.com/illiterate/BertClassifier/issues/2",
     needs=("transformers",),
 )
