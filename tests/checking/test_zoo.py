@@ -51,7 +51,14 @@ def test_it_holds_enough_of_both() -> None:
 
 @pytest.mark.parametrize(
     ("half", "planted", "sound"),
-    [("third", 24, 24), ("fourth", 36, 22), ("fifth", 30, 25), ("sixth", 31, 25), ("seventh", 30, 23)],
+    [
+        ("third", 24, 24),
+        ("fourth", 36, 22),
+        ("fifth", 30, 25),
+        ("sixth", 31, 25),
+        ("seventh", 30, 23),
+        ("eighth", 30, 23),
+    ],
 )
 def test_a_later_set_is_whole_and_has_names_of_its_own(half: halves.Half, planted: int, sound: int) -> None:
     faults, sounds = halves.faults(half), halves.sounds(half)
