@@ -21,8 +21,10 @@ from depthgauge.checking.questions.data import (
     added,
     addends,
     belonging,
+    by_hand,
     called,
     derivatives,
+    edges,
     evaluated,
     joined,
     kept,
@@ -34,6 +36,8 @@ from depthgauge.checking.questions.data import (
     parts,
     pulling,
     rows,
+    scaled,
+    sight,
     stored,
     values,
 )
@@ -174,7 +178,8 @@ def test_what_is_planted_is_found(kind: str) -> None:
 
 def test_every_kind_is_planted_or_has_its_own_test() -> None:
     apart = (of_outputs, called, addends, pulling, values, order, padding, pairing, belonging, parts)  # tested beside
-    apart += (derivatives, evaluated, joined, stored, across, added, kept, rows)
+    apart += (derivatives, evaluated, joined, stored, across, added, kept, rows, by_hand)
+    apart += (scaled, edges, sight)
     elsewhere = {kind for module in apart for kind in module.KINDS}
     own = {"refused", "frozen_norm", "cannot_fit", "divided_twice"}
     own |= {"washed_out", "uneven_channels", "weights_favour_frequent", "ignored_class", "two_of_many_classes"}

@@ -25,8 +25,8 @@ KINDS = {
     ),
     "shared_number": Kind(
         "fault", "in eval mode an example's output moves with the rest of its batch, by"
-        f" {_HALF}, and all examples are divided by, multiplied with or moved by a number that is taken over them"
-        " (their largest, their mean), by no layer that has statistics of its own",
+        f" {_HALF}, and a number that is taken over all of them (their largest, their mean) divides or multiplies each,"
+        " or is subtracted from it, by no layer that has statistics of its own",
     ),
     "examples_meet": Kind("property", "in eval mode outputs depend on the batch's other examples, not on their order"),
     "keeps_state": Kind("property", "a second call on the same batch, in eval mode, returns other outputs"),
@@ -154,7 +154,7 @@ def shared(where: str, moved: float) -> Finding:
     return Finding(
         "shared_number", Status.BROKEN,
         f"An example's output moves by {percent(moved)} when the others of its batch are replaced: in {place} a number"
-        " taken over the whole batch (a largest number, a mean, a length) scales or moves each of its examples.",
+        " taken over the whole batch (a largest number, a mean, a length) scales each, or is subtracted from it.",
         "take it over each example alone (x.amax(dim=1, keepdim=True)), or over the training set, once",
         "an example's output is its own", tuple(dict.fromkeys((where, "model", "loss"))),
         Measure("change of an example's output with the rest of its batch", moved, unit="of the root mean square",

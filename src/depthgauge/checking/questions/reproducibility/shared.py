@@ -1,4 +1,4 @@
-"""A number that all examples of a batch share, and by which each is divided, or moved, on its way through the model.
+"""A number that all examples of a batch share, which divides each, or is subtracted, on its way through the model.
 
 A reduction over the examples' dimension is followed until it meets the examples again, in one pass; then an example's
 companions are all replaced, and what the model gets or says of it must not move.
@@ -23,9 +23,8 @@ from depthgauge.workload import Training
 
 _REDUCES = frozenset({"max", "min", "amax", "amin", "mean", "std", "var", "norm", "vector_norm", "sum", "median"})
 _REDUCES |= frozenset({"std_mean", "var_mean", "aminmax", "quantile", "nanmean", "logsumexp"})
-_MEETS = frozenset(
-    {"div", "true_divide", "sub", "subtract", "rsub", "mul", "multiply", "divide", "add", "__add__", "__radd__"}
-)
+# What is added beside the examples is meant, as the spread of a batch for a discriminator, or the pool of a set.
+_MEETS = frozenset({"div", "true_divide", "sub", "subtract", "rsub", "mul", "multiply", "divide"})
 _MEETS |= frozenset({"maximum", "minimum", "clamp", "clamp_min", "clamp_max", "where"})
 _MEETS |= frozenset({"__truediv__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__itruediv__", "__isub__"})
 _ROUNDS = frozenset({"round", "floor", "fake_quantize_per_tensor_affine"})  # one scale for all, of whole numbers
@@ -44,9 +43,8 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         value = func(*args, **kwargs)
-        name = (
-            getattr(func, "__name__", "").rstrip("_") if "__" not in getattr(func, "__name__", "__") else func.__name__
-        )
+        name = getattr(func, "__name__", "")
+        name = name if name.startswith("__") else name.rstrip("_")
         self.rounds |= name in _ROUNDS
         tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
         made = [each for _, each in nested.tensors(value)]
@@ -91,7 +89,7 @@ class _Watch(TorchFunctionMode):
 
 
 def shared(training: Training, part: Any) -> tuple[str, float] | None:
-    """Where examples meet a number that they share, and by how much one's output moves with it; None where none do."""
+    """Place where examples meet a number that they share, and by how much one's output moves; None where none do."""
     count = nested.rows(part) if part is not None else None
     if count is None or count < 4 or isinstance(training.model, torch.jit.ScriptModule):
         return None
