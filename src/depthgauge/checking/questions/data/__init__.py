@@ -34,6 +34,7 @@ from depthgauge.checking.questions.data import (
     rows,
     seeing,
     smallest,
+    squares,
     stored,
     summing,
     values,
@@ -54,7 +55,7 @@ KINDS = {
     **summing.KINDS, **parts.KINDS, **called.KINDS, **of_outputs.KINDS, **addends.KINDS, **pulling.KINDS,
     **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
     **derivatives.KINDS, **evaluated.KINDS, **joined.KINDS, **stored.KINDS,
-    **across.KINDS, **added.KINDS, **kept.KINDS, **rows.KINDS,
+    **across.KINDS, **added.KINDS, **kept.KINDS, **rows.KINDS, **squares.KINDS,
 }  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def ask(subject: Subject) -> Answer:
         pairing.findings(subject), belonging.findings(subject, read),
         summing.findings(subject), called.findings(subject), of_outputs.findings(subject),
         derivatives.findings(subject), evaluated.findings(subject), joined.findings(subject),
-        across.findings(subject), added.findings(passed.mask), kept.findings(subject), rows.findings(subject),
+        across.findings(subject), added.findings(passed.mask), kept.findings(subject), rows.findings(subject), squares.findings(subject),
         stored.findings(subject), smallest.findings(subject), addends.findings(subject), pulling.findings(subject),
         fitting.findings(subject, fitted),
     ]  # fmt: skip
