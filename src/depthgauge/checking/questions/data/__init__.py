@@ -79,7 +79,8 @@ def ask(subject: Subject) -> Answer:
         pairing.findings(subject), belonging.findings(subject, read),
         summing.findings(subject), called.findings(subject), of_outputs.findings(subject),
         derivatives.findings(subject), evaluated.findings(subject), joined.findings(subject),
-        across.findings(subject), added.findings(passed.mask), kept.findings(subject), rows.findings(subject), squares.findings(subject),
+        across.findings(subject), added.findings(passed.mask), kept.findings(subject), rows.findings(subject),
+        squares.findings(subject),
         stored.findings(subject), smallest.findings(subject), addends.findings(subject), pulling.findings(subject),
         fitting.findings(subject, fitted),
     ]  # fmt: skip

@@ -70,9 +70,10 @@ class Branches:
         return self.differs(self.best)
 
     def differs(self, factor: float) -> bool:
-        """Tell whether a factor's second half and the present one's differ by four standard errors, of block means, or in one way in each block.
+        """Tell whether a factor's second half and the present one's differ beyond chance.
 
-        A loss that jumps, or that begins to fall within these steps, has blocks that lie far apart, all on one side.
+        Either by four standard errors, of block means, or in one way in each block: a loss that jumps, or that begins
+        to fall within these steps, has blocks that lie far apart, all on one side.
         """
         if not (math.isfinite(self.late(1.0)) and math.isfinite(self.late(factor))):
             return True
