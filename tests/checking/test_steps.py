@@ -41,6 +41,11 @@ def walked(optimizer: Callable[[Any], torch.optim.Optimizer]) -> Kinds:
     return {each.kind for each in stepping.findings(made)}
 
 
+class Plain(torch.optim.SGD):
+    def zero_grad(self) -> None:  # type: ignore[override] # as many write it
+        super().zero_grad()
+
+
 class Kept(torch.optim.Adam):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Leave the gradients."""
@@ -139,7 +144,7 @@ class Averaging(torch.optim.Optimizer):
     (lambda p: Averaging(p, "in place"), {"momentum_wiped"}), (lambda p: Averaging(p, "of a copy"), set()),
     (lambda p: Averaging(p, "heavy ball"), set()), (lambda p: Averaging(p, "last step"), set()),
     (lambda p: Pulled(p, all_cleared=False), {"endless_sum"}), (lambda p: Pulled(p, all_cleared=True), set()),
-    (InPlace, set()),
+    (InPlace, set()), (Plain, set()),
     (Kept, {"endless_sum"}), (lambda p: Gathering(p, clear=False), {"endless_sum"}), (Skipping, {"never_moved"}),
     (Clamping, {"uneven_step"}), (lambda p: Gathering(p, clear=True), set()), (torch.optim.Adam, set()),
     (lambda p: torch.optim.SGD(p, 0.01, momentum=0.99, weight_decay=0.1), set()), (torch.optim.Rprop, set()),

@@ -24,7 +24,7 @@ from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.steps import set_rates, step
 from depthgauge.checking.words import listed, percent
 from depthgauge.seeding import Purpose, generator
-from depthgauge.updating import update
+from depthgauge.updating import clear, update
 from depthgauge.workload import Training
 
 OWN = 3  # steps on the training's own batches
@@ -82,7 +82,7 @@ class _Probe:
         optimizer = self.training.optimizer
         assert optimizer is not None
         before = [None if each.grad is None else each.grad.detach().clone() for each in self.given]
-        optimizer.zero_grad(set_to_none=True)
+        clear(optimizer)
         left = [_left(each.grad, old) for each, old in zip(self.given, before, strict=True)]
         for each, gradient in zip(self.given, gradients, strict=True):
             each.grad = gradient.clone() if each.grad is None else each.grad + gradient
@@ -165,7 +165,7 @@ def _adding(training: Training, those: Sequence[Tensor], batches: Sequence[Any])
 
     with attributes_kept(training), training.untouched():
         for place in range(OWN):
-            optimizer.zero_grad(set_to_none=True)
+            clear(optimizer)
             loss = training.value(batches[place % len(batches)])
             if place and not all(sizes()):
                 return False
