@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,18 @@ def takes_closure(optimizer: torch.optim.Optimizer) -> bool:
     return taken is not None and taken.default is inspect.Parameter.empty
 
 
+def clear(optimizer: Any) -> None:
+    """Clear its gradients; a user's own `zero_grad` may take no argument."""
+    try:
+        taken = inspect.signature(optimizer.zero_grad).parameters
+    except (TypeError, ValueError):
+        taken = MappingProxyType({})
+    if "set_to_none" in taken:
+        optimizer.zero_grad(set_to_none=True)
+    else:
+        optimizer.zero_grad()
+
+
 def update(optimizer: Any, loss: Callable[[], Tensor]) -> None:
     """Make a step on the gradients that are there; one that takes a closure, as L-BFGS, evaluates the loss itself."""
     if not takes_closure(optimizer):
@@ -26,7 +39,7 @@ def update(optimizer: Any, loss: Callable[[], Tensor]) -> None:
         return
 
     def closure() -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
+        clear(optimizer)
         value = loss()
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return value

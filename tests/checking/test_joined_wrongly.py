@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from depthgauge import Training
 from depthgauge.checking import observing
 from depthgauge.checking.attributes import attributes_kept
-from depthgauge.checking.questions.data import across, added, kept, passing, rows
+from depthgauge.checking.questions.data import across, added, kept, passing, rows, squares
 from depthgauge.checking.subject import Clock, Subject
 
 COUNT, WIDE, LONG = 8, 6, 9
@@ -138,3 +138,43 @@ ENDS = (torch.arange(LONG) > 4).float().expand(COUNT, LONG)
 def test_a_mask_that_is_added(net: Any, where: tuple[str, ...]) -> None:
     told = found(added, net(), torch.randn(4 * COUNT, LONG, WIDE))
     assert told == ({"added_ones": where} if where else {})
+
+
+def weighed(net: Any, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    return functional.mse_loss(net(x), y, reduction="none").mean(1) * weight
+
+
+def returned(net: Any, x: Tensor, reward: Tensor) -> Tensor:
+    with torch.no_grad():
+        aim = reward + 0.9 * net(x + 1).amax(1, keepdim=True)
+    return (net(x).gather(1, torch.zeros(len(x), 1, dtype=torch.int64)) - aim).square()
+
+
+def kernel(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    own = net(x)
+    return torch.exp(2 * own @ y.T - own.square().sum(1, keepdim=True) - y.square().sum(1))
+
+
+def ranked(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    scores = net(x)[:, :1]
+    return functional.softplus((scores - scores.squeeze(1)) * (y - y.T).sign())
+
+
+@pytest.mark.parametrize(
+    ("of", "columns", "faulty"),
+    [
+        (weighed, ((COUNT,), (1,)), True),
+        (weighed, ((COUNT,), ()), False),
+        (returned, ((),), True),
+        (returned, ((1,),), False),
+        (kernel, ((COUNT,),), False),
+        (ranked, ((1,),), False),
+    ],
+)
+def test_squares_of_examples(of: Any, columns: tuple[tuple[int, ...], ...], faulty: bool) -> None:
+    rest = [torch.randn(4 * COUNT, *shape) for shape in columns]
+    told = found(
+        squares, nn.Linear(WIDE, COUNT), torch.randn(4 * COUNT, WIDE), *rest,
+        loss=lambda model, batch: of(model, *batch).mean(),
+    )  # fmt: skip
+    assert told == ({"square_of_examples": ("loss", "batches")} if faulty else {})

@@ -392,3 +392,14 @@ def test_a_rise_at_the_start_that_a_warm_up_avoids_is_told() -> None:
     assert not list(warmed(which, rates, batches, well))
     _, calm, _ = climbed(which, 1e-6)
     assert not list(warmed(which, rates, batches, calm))
+
+
+def test_branches_differ_where_one_is_lower_in_each_block() -> None:
+    draws = torch.Generator().manual_seed(0)
+    low = (0.5 + 0.01 * torch.randn(192, generator=draws)).tolist()
+    jumping = [each + (100.0 if place == 150 else 0.2) for place, each in enumerate(low)]
+    noisy = (torch.tensor(low)[torch.randperm(192, generator=draws)] + 0.001).tolist()
+    seen = branches.Branches({0.1: tuple(low), 1.0: tuple(jumping)}, 192, 3.0)
+    assert seen.clear
+    assert branches.too_large(seen)
+    assert not branches.Branches({0.1: tuple(low), 1.0: tuple(noisy)}, 192, 3.0).clear

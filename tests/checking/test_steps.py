@@ -41,9 +41,45 @@ def walked(optimizer: Callable[[Any], torch.optim.Optimizer]) -> Kinds:
     return {each.kind for each in stepping.findings(made)}
 
 
+class Plain(torch.optim.SGD):
+    def zero_grad(self) -> None:  # type: ignore[override] # as many write it
+        super().zero_grad()
+
+
 class Kept(torch.optim.Adam):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Leave the gradients."""
+
+
+class Pulled(torch.optim.SGD):
+    """Every fifth step goes half the way back to where the last such step ended; `all_cleared` is what is left out."""
+
+    def __init__(self, parameters: Any, all_cleared: bool) -> None:
+        super().__init__(parameters, 0.01)
+        self.slow = [each.detach().clone() for each in self.param_groups[0]["params"]]
+        self.all_cleared, self.count = all_cleared, 0
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        if self.all_cleared:
+            super().zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        self.count += 1
+        for slow, each in zip(self.slow, self.param_groups[0]["params"], strict=True):
+            if self.count % 5 == 0:
+                each.copy_(slow.lerp_(each, 0.5))
+
+
+class InPlace(Kept):
+    """The gradients themselves are the momentum: a step leaves nine tenths of them."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # noqa: ARG002 - torch asks for it
+        for each in self.param_groups[0]["params"]:
+            each.sub_(0.01 * each.grad)
+            each.grad.mul_(0.9)
 
 
 class Gathering(torch.optim.SGD):
@@ -107,6 +143,8 @@ class Averaging(torch.optim.Optimizer):
 @pytest.mark.parametrize(("optimizer", "found"), [
     (lambda p: Averaging(p, "in place"), {"momentum_wiped"}), (lambda p: Averaging(p, "of a copy"), set()),
     (lambda p: Averaging(p, "heavy ball"), set()), (lambda p: Averaging(p, "last step"), set()),
+    (lambda p: Pulled(p, all_cleared=False), {"endless_sum"}), (lambda p: Pulled(p, all_cleared=True), set()),
+    (InPlace, set()), (Plain, set()),
     (Kept, {"endless_sum"}), (lambda p: Gathering(p, clear=False), {"endless_sum"}), (Skipping, {"never_moved"}),
     (Clamping, {"uneven_step"}), (lambda p: Gathering(p, clear=True), set()), (torch.optim.Adam, set()),
     (lambda p: torch.optim.SGD(p, 0.01, momentum=0.99, weight_decay=0.1), set()), (torch.optim.Rprop, set()),

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any, cast
 
 from depthgauge.restoring import random_states_kept
-from depthgauge.updating import update
+from depthgauge.updating import clear, update
 from depthgauge.workload import Training
 
 
@@ -25,7 +25,7 @@ def step(training: Training, batch: Any, *, optimizer: Any = None, scale: float 
         Exception: what the user's loss, module or optimizer raises.
     """
     optimizer = training.optimizer if optimizer is None else optimizer
-    optimizer.zero_grad(set_to_none=True)
+    clear(optimizer)
     loss = training.value(batch)
     value = loss.item()
     if math.isfinite(value):

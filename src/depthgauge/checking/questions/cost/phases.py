@@ -16,6 +16,7 @@ from depthgauge import nested, stats
 from depthgauge.operations import counting
 from depthgauge.stats import Estimate
 from depthgauge.timing import Device
+from depthgauge.updating import clear
 from depthgauge.workload import Training
 
 PHASES = ("loader", "forward", "backward", "optimizer")
@@ -111,7 +112,7 @@ def _step(training: Training, stream: Any, device: Device) -> list[float]:
     optimizer: Any = training.optimizer if training.optimizer is not None else training.model
     if training.optimizer is not None:
         training.update(batch)
-    optimizer.zero_grad(set_to_none=True)
+    clear(optimizer)
     passed()
     return [after - before for before, after in pairwise(times)]
 

@@ -39,6 +39,7 @@ from depthgauge.checking.questions.data import (
     seeing,
     sight,
     smallest,
+    squares,
     stored,
     summing,
     values,
@@ -59,7 +60,7 @@ KINDS = {
     **summing.KINDS, **parts.KINDS, **called.KINDS, **of_outputs.KINDS, **addends.KINDS, **pulling.KINDS,
     **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
     **derivatives.KINDS, **evaluated.KINDS, **joined.KINDS, **stored.KINDS,
-    **across.KINDS, **added.KINDS, **kept.KINDS, **rows.KINDS, **by_hand.KINDS,
+    **across.KINDS, **added.KINDS, **kept.KINDS, **rows.KINDS, **squares.KINDS, **by_hand.KINDS,
     **scaled.KINDS, **edges.KINDS, **sight.KINDS,
 }  # fmt: skip
 
@@ -85,8 +86,8 @@ def ask(subject: Subject) -> Answer:
         summing.findings(subject), called.findings(subject), of_outputs.findings(subject),
         derivatives.findings(subject), evaluated.findings(subject), joined.findings(subject),
         across.findings(subject), added.findings(passed.mask), kept.findings(subject), rows.findings(subject),
-        by_hand.findings(subject), probable.findings(subject), scaled.findings(subject, read),
-        edges.findings(subject), sight.findings(subject),
+        squares.findings(subject), by_hand.findings(subject), probable.findings(subject),
+        scaled.findings(subject, read), edges.findings(subject), sight.findings(subject),
         stored.findings(subject), smallest.findings(subject), addends.findings(subject), pulling.findings(subject),
         fitting.findings(subject, fitted),
     ]  # fmt: skip

@@ -184,7 +184,7 @@ def _factor(mask: Tensor) -> float | None:
 
 
 class Calls:
-    """Which modules are called in each of several passes.
+    """Modules that are called in each of several passes.
 
     Attributes:
         passes: names of the modules that were called, pass by pass.

@@ -66,12 +66,22 @@ class Branches:
 
     @property
     def clear(self) -> bool:
-        """Tell whether the second halves differ by four standard errors, of block means."""
-        if not math.isfinite(self.late(1.0)):
+        """Tell whether the second halves of the present and the best factor differ beyond chance."""
+        return self.differs(self.best)
+
+    def differs(self, factor: float) -> bool:
+        """Tell whether a factor's second half and the present one's differ beyond chance.
+
+        Either by four standard errors, of block means, or in one way in each block: a loss that jumps, or that begins
+        to fall within these steps, has blocks that lie far apart, all on one side.
+        """
+        if not (math.isfinite(self.late(1.0)) and math.isfinite(self.late(factor))):
             return True
         half = self.steps // 2
-        apart = np.array(self.losses[1.0][half:]) - np.array(self.losses[self.best][half:])
+        apart = np.array(self.losses[1.0][half:]) - np.array(self.losses[factor][half:])
         means = np.array([block.mean() for block in np.array_split(apart, BLOCKS)])
+        if bool((means > 0).all() or (means < 0).all()):  # by chance in one of 128, as four standard errors of eight
+            return True
         return abs(float(means.mean())) > kinds.CLEAR * float(np.std(means, ddof=1)) / math.sqrt(BLOCKS)
 
 

@@ -104,7 +104,8 @@ KINDS = {
     "endless_sum": Kind(
         "fault",
         "after 48 steps with one made-up gradient, 46 with its opposite still go the old way, as where gradients of all"
-        " steps are added up: a momentum of 0.99 turns after 32",
+        " steps are added up: a momentum of 0.99 turns after 32; or zero_grad() leaves gradients bit for bit as they"
+        " are in each of these steps, and they are still there when the training's own backward pass adds the next",
     ),
     "uneven_step": Kind(
         "fault",

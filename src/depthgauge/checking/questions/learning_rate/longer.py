@@ -70,7 +70,7 @@ def lengthened(training: Training, rates: Rates, batches: Sequence[Any], ladder:
         grown = branches.grow(training, rates, batches, (1.0, math.sqrt(10 * far), far), steps=many, start=ladder.start)
         late = grown if many >= kinds.MANY_STEPS else None
         first = grown.cut(len(batches))
-        gains = first.clear and first.late(first.best) < first.late(1.0)
+        gains = any(first.late(each) < first.late(1.0) and first.differs(each) for each in (math.sqrt(10 * far), far))
     return Longer(ladder.start - after, moved, gains, late)
 
 

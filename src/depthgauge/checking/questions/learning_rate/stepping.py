@@ -24,6 +24,7 @@ from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.steps import set_rates, step
 from depthgauge.checking.words import listed, percent
 from depthgauge.seeding import Purpose, generator
+from depthgauge.updating import clear, update
 from depthgauge.workload import Training
 
 OWN = 3  # steps on the training's own batches
@@ -48,7 +49,8 @@ class Walked:
         still: parameters with a gradient and a rate that no step moves.
         held: how many parameters were looked at.
         endless: whether all gradients that ever came are added up.
-        left: whether `zero_grad` leaves gradients as they are.
+        left: parameters whose gradients `zero_grad` leaves as they are, each time, and that still have them when the
+            next backward pass adds its own.
         uneven: see `UNEVEN`; NaN where nothing moves.
         carried: of a state that is the last step itself, how much of that step the next one repeats without a gradient;
             NaN where there is no such state.
@@ -59,7 +61,7 @@ class Walked:
     still: tuple[str, ...] = ()
     held: int = 0
     endless: bool = False
-    left: bool = False
+    left: tuple[str, ...] = ()
     uneven: float = math.nan
     rates: tuple[float, ...] = ()
     carried: float = math.nan
@@ -75,12 +77,13 @@ class _Probe:
     made_up: list[Tensor] = field(default_factory=list)
     steps: int = 0
 
-    def go(self, gradients: Sequence[Tensor]) -> bool:
-        """Make a step; return whether `zero_grad` has left a gradient."""
+    def go(self, gradients: Sequence[Tensor]) -> list[bool]:
+        """Make a step; return of which parameters `zero_grad` has left the gradient as it was."""
         optimizer = self.training.optimizer
         assert optimizer is not None
-        optimizer.zero_grad(set_to_none=True)
-        left = any(each.grad is not None and bool(each.grad.any()) for each in self.given)
+        before = [None if each.grad is None else each.grad.detach().clone() for each in self.given]
+        clear(optimizer)
+        left = [_left(each.grad, old) for each, old in zip(self.given, before, strict=True)]
         for each, gradient in zip(self.given, gradients, strict=True):
             each.grad = gradient.clone() if each.grad is None else each.grad + gradient
         optimizer.step()
@@ -137,9 +140,41 @@ def walk(training: Training, rates: Rates, batches: Sequence[Any], left: Callabl
     with attributes_kept(training), training.untouched():
         endless, kept, after = _there_and_back(probe, count)
         still = [each for each in still if _stays(probe, each, count)]
+    if kept and not _adding(training, kept, batches):
+        kept = []
     names = names_of(training.model)
-    unmoved = tuple(names[id(each)] for each in still if id(each) in names)
-    return Walked(probe.steps, unmoved, len(given), endless, kept, uneven, after, carried)
+    unmoved, left_ = (tuple(names[id(each)] for each in those if id(each) in names) for those in (still, kept))
+    return Walked(probe.steps, unmoved, len(given), endless, left_, uneven, after, carried)
+
+
+def _left(gradient: Tensor | None, before: Tensor | None) -> bool:
+    """Tell whether a gradient is what it was, and not 0: one that is scaled down each time is a momentum."""
+    return gradient is not None and before is not None and bool(before.any()) and torch.equal(gradient, before)
+
+
+def _adding(training: Training, those: Sequence[Tensor], batches: Sequence[Any]) -> bool:
+    """Tell whether gradients are left until the backward pass, and whole.
+
+    The loss itself may clear them, and a step that scales them down uses them as its momentum.
+    """
+    optimizer = training.optimizer
+    assert optimizer is not None
+
+    def sizes() -> list[float]:
+        return [0.0 if each.grad is None else float(each.grad.norm()) for each in those]
+
+    with attributes_kept(training), training.untouched():
+        for place in range(OWN):
+            clear(optimizer)
+            loss = training.value(batches[place % len(batches)])
+            if place and not all(sizes()):
+                return False
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            before = sizes()
+            update(optimizer, lambda: training.value(batches[0]))
+            if any(size < (1 - SAME) * old for size, old in zip(sizes(), before, strict=True)):
+                return False
+    return True
 
 
 def _carried(probe: _Probe) -> float:
@@ -209,16 +244,17 @@ def _own(training: Training, rates: Rates, batches: Sequence[Any]) -> tuple[list
     return [each for each, _ in given], [each for each, old in given if torch.equal(each, old)]
 
 
-def _there_and_back(probe: _Probe, count: int) -> tuple[bool, bool, tuple[float, ...]]:
-    """Whether steps turn round at the very end alone, whether gradients are left each time, and the rates after."""
+def _there_and_back(probe: _Probe, count: int) -> tuple[bool, list[Tensor], tuple[float, ...]]:
+    """Whether steps turn round at the very end alone, whose gradients are left each time, and the rates after."""
     optimizer = probe.training.optimizer
     assert optimizer is not None
     way: list[float] = []
-    kept = 0
+    kept = [0] * len(probe.given)
     for turn in (1.0, -1.0):
         for _ in range(count):
             before = [each.detach().clone() for each in probe.given]
-            kept += probe.go([turn * each for each in probe.made_up])
+            left = probe.go([turn * each for each in probe.made_up])
+            kept = [times + each for times, each in zip(kept, left, strict=True)]
             way.append(
                 sum(
                     float(((each.detach() - old) * gradient).sum())
@@ -228,7 +264,8 @@ def _there_and_back(probe: _Probe, count: int) -> tuple[bool, bool, tuple[float,
     there, back = way[:count], way[count:-EARLY]
     moved = [each for each in back if each]
     endless = sum(there) < 0 and len(moved) >= count // 8 and all(each < 0 for each in moved)
-    return endless, kept >= 2 * count - 1, tuple(float(group["lr"]) for group in optimizer.param_groups)
+    always = [each for each, times in zip(probe.given, kept, strict=True) if times >= 2 * count - 2]  # a sum may be 0
+    return endless, always, tuple(float(group["lr"]) for group in optimizer.param_groups)
 
 
 def _stays(probe: _Probe, one: Tensor, count: int) -> bool:
@@ -274,13 +311,14 @@ def findings(walked: Walked) -> Iterator[Finding]:
             "the weights train", ("optimizer", *walked.still[:11]),
             Measure("parameters that no step moves", len(walked.still), unit=f"of {walked.held}"),
         )  # fmt: skip
-    if walked.endless:
+    if walked.endless or walked.left:
         cause = "zero_grad() leaves them in place" if walked.left else "the optimizer's step never clears its sums"
+        some = f" of {listed(walked.left)}" if 0 < len(walked.left) < walked.held else ""
+        turned = ": when the gradient turns round, the steps go on as before" if walked.endless else ""
         yield Finding(
-            "endless_sum", Status.BROKEN,
-            f"gradients of all steps add up, for {cause}: when the gradient turns round, the steps go on as before",
+            "endless_sum", Status.BROKEN, f"gradients{some} of all steps add up, for {cause}{turned}",
             "clear the gradients in zero_grad(), or the sums after each step that uses them",
-            "steps follow the present gradient", ("optimizer",),
+            "steps follow the present gradient", ("optimizer", *(walked.left[:5] if some else ())),
             Measure("steps that a gradient is remembered", math.inf, unit="steps", method="steps on made-up gradients"),
         )  # fmt: skip
     if 0 < walked.carried < FORGOTTEN:  # 0 is a last step that is kept for other ends

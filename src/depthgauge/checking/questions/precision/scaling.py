@@ -21,6 +21,7 @@ from depthgauge.checking.questions.precision.operators import HALVES
 from depthgauge.checking.words import percent
 from depthgauge.restoring import random_states_kept
 from depthgauge.seeding import Purpose, seed_globals
+from depthgauge.updating import clear
 from depthgauge.workload import Training
 
 SMALL = 2.0**-30  # below every clipping threshold, and far above float32's smallest number
@@ -52,7 +53,7 @@ def step_of(training: Training, batch: Any) -> Step:
     optimizer = training.optimizer
     assert optimizer is not None
     with training.untouched():
-        optimizer.zero_grad(set_to_none=True)
+        clear(optimizer)
         training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         held = [each for each in held_by(optimizer) if each.grad is not None]
         held = [each for each in held if each.grad.layout is torch.strided]
@@ -76,7 +77,7 @@ def _hooked(training: Training, batch: Any, norm: float) -> float:
     """The share of the gradient that hooks of the backward pass let through; 1 where they clip nothing."""
     with training.untouched():
         assert training.optimizer is not None
-        training.optimizer.zero_grad(set_to_none=True)
+        clear(training.optimizer)
         (SMALL * training.value(batch)).backward()  # type: ignore[no-untyped-call]  # as above
         held = [each.grad for each in held_by(training.optimizer)]
         free = _norm([each for each in held if each is not None and each.layout is torch.strided])

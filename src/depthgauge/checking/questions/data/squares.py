@@ -1,0 +1,130 @@
+"""A number of each example that meets those of all others: (N, 1) and (N,) make (N, N), anywhere in the loss.
+
+Targets, weights and advantages are made by hand as often as they are handed over. What has one column as a model's
+output, a choice among its columns or a batch's own tensor has it, and was not given it for the purpose, makes no square
+by intent; where each example is held against its own number, tried, the loss is another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from depthgauge import nested
+from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data.within import Within
+from depthgauge.checking.subject import Subject
+from depthgauge.restoring import random_states_kept
+
+FEWEST = 3  # examples, from which on (N, N) is a square of them
+SPACINGS = 64.0  # of the loss's format, by which it is another where each example meets its own number
+_MEET = frozenset({"add", "sub", "mul", "div", "truediv", "true_divide", "subtract", "multiply", "minimum", "maximum"})
+_ONE_COLUMN = frozenset(
+    {"linear", "addmm", "mm", "matmul", "bilinear", "gather", "take_along_dim", "max", "amax", "chunk", "split"}
+)
+_SHAPED = frozenset({"unsqueeze", "view", "reshape", "expand", "sum", "mean", "norm", "getitem"})  # made for a purpose
+
+KINDS = {
+    "square_of_examples": Kind(
+        "fault",
+        "in the loss a number of each example, (N, 1) as a layer, a choice of columns or the batch has it, meets one of"
+        f" each example, (N,), and makes (N, N); held each against its own, tried, the loss moves by {SPACINGS:.0f}"
+        " spacings of its format or more. Not told where the loss makes pairs of examples otherwise, too",
+    ),
+}
+
+
+class _Watch(TorchFunctionMode):
+    """Note squares of examples that the loss makes, and make a column of each in their place where told to.
+
+    Args:
+        within: tells the loss from the model.
+        count: of examples.
+        columns: the batch's own tensors of one column.
+        mended: whether a column takes the place of a square.
+    """
+
+    def __init__(self, within: Within, count: int, columns: list[Tensor], *, mended: bool) -> None:
+        super().__init__()
+        self._within, self._count, self._mended = within, count, mended
+        self._columns = {id(each): each for each in columns}
+        self.names: list[str] = []
+        self.meant = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").strip("_")
+        name = name[1:] if name.startswith("r") and name[1:] in _MEET else name
+        pair = [each for each in args[:2] if isinstance(each, Tensor)]
+        if name in _MEET and self._is_square(pair):
+            self.names.append(name)
+            if self._mended:
+                args = tuple(
+                    each.unsqueeze(1) if isinstance(each, Tensor) and each.dim() == 1 else each for each in args
+                )
+        value = func(*args, **(kwargs or {}))
+        given = any(id(each) in self._columns for each in args if isinstance(each, Tensor))
+        sliced = name == "getitem" and bool(pair) and pair[0].dim() > 1
+        if (given and name not in _SHAPED) or name in _ONE_COLUMN or sliced:
+            for _, each in nested.tensors(value):
+                if each.shape == (self._count, 1):
+                    self._columns[id(each)] = each
+        self._look(value, pair)
+        return value
+
+    def _look(self, value: Any, pair: list[Tensor]) -> None:
+        """Note pairs of examples that are meant: of another operation than one of a column and a row."""
+        if not self._within.depth and isinstance(value, Tensor) and value.shape == (self._count, self._count):
+            made = {each.shape for each in pair if each.dim() == 2}
+            self.meant |= not any(each in {(self._count, 1), (self._count, self._count)} for each in made) or (
+                (1, self._count) in made
+            )
+
+    def _is_square(self, pair: list[Tensor]) -> bool:
+        if len(pair) < 2 or self._within.depth:
+            return False
+        column, row = sorted(pair, key=lambda each: -each.dim())
+        alike = column.untyped_storage().data_ptr() == row.untyped_storage().data_ptr()  # differences of one's own
+        return id(column) in self._columns and row.shape == (self._count,) and not alike
+
+
+def findings(subject: Subject) -> Iterator[Finding]:
+    """Yield the finding, of the first batch."""
+    training, batch = subject.training, subject.seen.batch
+    count = nested.rows(batch)
+    if count is None or count < FEWEST or isinstance(training.model, torch.jit.ScriptModule):
+        return
+    if subject.clock.left < 3 * subject.seen.seconds:
+        return
+    columns = [each for _, each in nested.tensors(batch) if each.shape == (count, 1)]
+    with training.untouched(), Within(training.model) as within:
+        watch = _Watch(within, count, columns, mended=False)
+        loss = _value(subject, watch)
+        if not watch.names or watch.meant:
+            return
+        own = _value(subject, _Watch(within, count, columns, mended=True))
+    before, after = loss.item(), own.item()
+    least = SPACINGS * torch.finfo(loss.dtype).eps * max(abs(before), abs(after))
+    if not (math.isfinite(after) and abs(after - before) > least):
+        return
+    yield Finding(
+        "square_of_examples", Status.BROKEN,
+        f"the loss lays {count} x 1 numbers against {count} ({watch.names[0]}), which makes {count} x {count}: each"
+        " example's number meets those of all others",
+        "give both one shape before they meet: x.squeeze(-1), or y.unsqueeze(-1)",
+        f"each example meets its own number; the loss is then {after:.3g}, not {before:.3g}", ("loss", "batches"),
+        Measure("loss with each example's own number over the loss", after / before if before else math.nan),
+    )  # fmt: skip
+
+
+def _value(subject: Subject, watch: _Watch) -> Tensor:
+    """The loss; NaN where it raises."""
+    loss = torch.tensor(math.nan)
+    with random_states_kept(), suppress(Exception), watch:
+        loss = subject.training.value(subject.seen.batch).detach()
+    return loss
