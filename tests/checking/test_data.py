@@ -38,6 +38,7 @@ from depthgauge.checking.questions.data import (
     rows,
     scaled,
     sight,
+    squares,
     stored,
     values,
 )
@@ -179,7 +180,7 @@ def test_what_is_planted_is_found(kind: str) -> None:
 def test_every_kind_is_planted_or_has_its_own_test() -> None:
     apart = (of_outputs, called, addends, pulling, values, order, padding, pairing, belonging, parts)  # tested beside
     apart += (derivatives, evaluated, joined, stored, across, added, kept, rows, by_hand)
-    apart += (scaled, edges, sight)
+    apart += (scaled, edges, sight, squares)
     elsewhere = {kind for module in apart for kind in module.KINDS}
     own = {"refused", "frozen_norm", "cannot_fit", "divided_twice"}
     own |= {"washed_out", "uneven_channels", "weights_favour_frequent", "ignored_class", "two_of_many_classes"}
