@@ -90,6 +90,13 @@ def test_a_frozen_part_that_was_never_loaded_is_found(learnt: str | None, found:
     assert (told and told.where) == found
 
 
+def test_a_frozen_part_with_weights_that_are_computed_is_let_pass() -> None:
+    """A parametrized layer has no weight of its own."""
+    layers = [nn.utils.parametrizations.weight_norm(nn.Linear(IN, IN)) for _ in range(4)]
+    model = nn.Sequential(nn.Sequential(*layers).requires_grad_(False), nn.Linear(IN, CLASSES))
+    assert not list(unloaded.findings(_wired(_training(model))))
+
+
 class _Predictor(nn.Module):
     """Random network distillation: a frozen network as drawn gives the targets, and no layer gets what it makes."""
 

@@ -57,7 +57,8 @@ def _is_independent(matrix: Tensor) -> bool:
         means = scaled.mean(across).square().mean().item() * length
         if max(sizes, means) > 1 + ERRORS * math.sqrt(2 / sums):
             return False
-    return torch.linalg.matrix_norm(scaled, 2).item() < EDGE * (math.sqrt(rows) + math.sqrt(columns))
+    largest: float = torch.linalg.matrix_norm(scaled, 2).item()
+    return largest < EDGE * (math.sqrt(rows) + math.sqrt(columns))
 
 
 def _is_orthogonal(matrix: Tensor) -> bool:

@@ -66,8 +66,8 @@ def _left(wiring: Wiring, part: str, module: nn.Module) -> Iterator[Finding]:
 
 
 def _is_map(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() > 1 and not isinstance(module, nn.Embedding)
+    weight = dict(module.named_parameters(recurse=False)).get("weight")  # a parametrized one is none of its own
+    return weight is not None and weight.dim() > 1 and not isinstance(module, nn.Embedding)
 
 
 def _is_as_built(layer: nn.Module, after: Sequence[tuple[str, nn.Module]]) -> bool:
@@ -75,12 +75,14 @@ def _is_as_built(layer: nn.Module, after: Sequence[tuple[str, nn.Module]]) -> bo
     bias = getattr(layer, "bias", None)
     zero = isinstance(bias, Tensor) and not bool(bias.any())
     before_norm = any(_is_norm(each) and _is_start(each) for _, each in after)
-    return (zero or before_norm) and is_drawn(layer.weight)
+    return (zero or before_norm) and is_drawn(layer.get_parameter("weight"))
 
 
 def _has_learnt(layer: nn.Module, after: Sequence[tuple[str, nn.Module]]) -> bool:
     """Tell whether its numbers, or those of a norm behind it, are not those that it was built with."""
-    return not is_drawn(layer.weight) or any(_is_norm(each) and not _is_start(each) for _, each in after)
+    return not is_drawn(layer.get_parameter("weight")) or any(
+        _is_norm(each) and not _is_start(each) for _, each in after
+    )
 
 
 def _parts(wiring: Wiring) -> list[str]:
@@ -120,11 +122,11 @@ def _unlearnt(part: str, module: nn.Module) -> tuple[list[str], str]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), Tensor)
+    return "Norm" in type(module).__name__ and "weight" in dict(module.named_parameters(recurse=False))
 
 
 def _is_start(norm: nn.Module) -> bool:
-    weight, bias = norm.weight, getattr(norm, "bias", None)
+    weight, bias = norm.get_parameter("weight"), getattr(norm, "bias", None)
     same = bool((weight == 1).all()) or bool((weight == 0).all())
     return same and (not isinstance(bias, Tensor) or not bool(bias.any()))
 
