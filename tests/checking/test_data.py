@@ -177,6 +177,18 @@ def test_what_is_planted_is_found(kind: str) -> None:
     assert answer.status is not Status.FINE
 
 
+def test_classes_in_order_have_other_targets_some_places_on() -> None:
+    """The next example has the same class, but where one class ends; those examples do not count here."""
+    y = torch.arange(90) // 30
+    counted = torch.arange(90) % 30 > 0
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(model(batch[0])[counted], batch[1][counted])
+
+    model = network(outputs=3)
+    assert "unaligned_targets" not in kinds(asked(training(model, [(torch.eye(FEATURES)[y], y)], loss)))
+
+
 def test_every_kind_is_planted_or_has_its_own_test() -> None:
     apart = (of_outputs, called, addends, pulling, values, order, padding, pairing, belonging, parts)  # tested beside
     apart += (derivatives, evaluated, joined, stored, across, added, kept, rows, by_hand)
