@@ -224,15 +224,28 @@ def test_classes_are_brought_to_their_place_by_a_permutation(scrambled: bool) ->
     )
 
 
-@pytest.mark.parametrize("ignored", [-100, 0])
-def test_padding_that_counts(ignored: int) -> None:
+@pytest.mark.parametrize(("classes", "ignored"), [(7, -100), (7, 0), (12, -100), (12, 0)])
+def test_padding_that_counts(classes: int, ignored: int) -> None:
+    """Also where there are as many classes as places, and either dimension may be the classes'."""
     tokens = torch.where(torch.arange(12) < torch.randint(4, 9, (COUNT, 1)), torch.randint(1, 7, (COUNT, 12)), 0)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return functional.cross_entropy(model(batch[0])[:, :-1].mT, batch[0][:, 1:], ignore_index=ignored)
 
-    net = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 7))
+    net = nn.Sequential(nn.Embedding(classes, 8), nn.Linear(8, classes))
     assert ("padding_counts" in found(training(loss, tokens, net=net))) == (ignored < 0)
+
+
+@pytest.mark.parametrize("classes", [7, 12])
+def test_labels_below_zero_do_not_count(classes: int) -> None:
+    tokens = torch.where(torch.arange(12) < torch.randint(4, 9, (COUNT, 1)), torch.randint(1, 7, (COUNT, 12)), 0)
+    labels = tokens.masked_fill(tokens == 0, -100)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return functional.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    net = nn.Sequential(nn.Embedding(classes, 8), nn.Linear(8, classes))
+    assert "padding_counts" not in found(training(loss, tokens, labels, net=net))
 
 
 def contrast(model: nn.Module, batch: Any, by: int = 0, factor: float = 5.0) -> Tensor:

@@ -195,32 +195,40 @@ def _rows(scores: Tensor) -> Tensor:
 
 
 def _padding(outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
-    tokens = [each for _, each in nested.tensors(outputs.batch) if each.dim() == 2 and each.dtype is torch.int64]
+    ways: dict[tuple[str | None, int], list[float | None]] = {}
     for pair in pairs:
-        labels, output = pair.targets, outputs.free[pair.leaf]
-        if pair.classes is None or labels.dim() != 2 or output.dim() != 3 or not tokens:
+        ways.setdefault((pair.place, pair.leaf), []).append(_counted_padding(outputs, pair))
+    for shares in ways.values():  # with as many places as classes either dimension may be the classes'
+        share = shares[0]
+        if share is None or None in shares:
             continue
-        padded = _ends(labels)
-        for each in tokens:
-            padded = padded & _ends(each) if each.shape == padded.shape else padded
-        inner = padded & padded.roll(-1, 1)
-        inner[:, -1] = False
-        if inner.float().mean() < PADDED:
-            continue
-        with torch.no_grad():
-            gradient = outputs.gradient(outputs.free)[1][pair.leaf]
-        counted = (gradient.movedim(pair.classes, -1) != 0).any(-1)
-        if counted[inner].float().mean() > 0.9:
-            share = padded.float().mean().item()
-            yield Finding(
-                "padding_counts", Status.LOOK,
-                f"{share:.0%} of all places repeat one token ({int(labels[0, -1])}) up to their sequence's"
-                " end, and the loss"
-                " counts them like others: it is mostly a mean over padding",
-                "leave padding out of the loss (ignore_index, labels of -100, or a mask), and divide by what is left",
-                "the loss is of what is to be learnt", ("loss", "batches"), Measure("share of padding", share),
-            )  # fmt: skip
-            return
+        yield Finding(
+            "padding_counts", Status.LOOK,
+            f"{share:.0%} of all places repeat one token up to their sequence's end, and the loss counts them like"
+            " others: it is mostly a mean over padding",
+            "leave padding out of the loss (ignore_index, labels of -100, or a mask), and divide by what is left",
+            "the loss is of what is to be learnt", ("loss", "batches"), Measure("share of padding", share),
+        )  # fmt: skip
+        return
+
+
+def _counted_padding(outputs: Outputs, pair: Held) -> float | None:
+    """The share of padding, of labels whose padding has a gradient as other places have; None of others."""
+    labels, output = pair.targets, outputs.free[pair.leaf]
+    tokens = [each for _, each in nested.tensors(outputs.batch) if each.dim() == 2 and each.dtype is torch.int64]
+    if pair.classes is None or labels.dim() != 2 or output.dim() != 3 or not tokens:
+        return None
+    padded = _ends(labels) & (labels >= 0)  # below 0 there is no class: a loss leaves it out, or raises
+    for each in tokens:
+        padded = padded & _ends(each) if each.shape == padded.shape else padded
+    inner = padded & padded.roll(-1, 1)
+    inner[:, -1] = False
+    if inner.float().mean() < PADDED:
+        return None
+    with torch.no_grad():
+        gradient = outputs.gradient(outputs.free)[1][pair.leaf]
+    counted = (gradient.movedim(pair.classes, -1) != 0).any(-1)
+    return padded.float().mean().item() if counted[inner].float().mean() > 0.9 else None
 
 
 def _ends(tokens: Tensor) -> Tensor:
