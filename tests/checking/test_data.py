@@ -177,6 +177,13 @@ def test_what_is_planted_is_found(kind: str) -> None:
     assert answer.status is not Status.FINE
 
 
+def test_large_inputs_are_told_where_they_saturate_all_units() -> None:
+    """Outputs are then the same for all examples, and for inputs that are larger by one."""
+    model = nn.Sequential(nn.Linear(FEATURES, 32), nn.Tanh(), nn.Linear(32, CLASSES))
+    taken = [(1e6 * x + 3e6, y) for x, y in batches()]
+    assert "unscaled_inputs" in kinds(asked(training(model, taken)))
+
+
 def test_classes_in_order_have_other_targets_some_places_on() -> None:
     """The next example has the same class, but where one class ends; those examples do not count here."""
     y = torch.arange(90) // 30

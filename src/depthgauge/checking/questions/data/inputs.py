@@ -97,13 +97,14 @@ def findings(seen: Seen, batches: Batches, passed: Passed, training: Training) -
 
 
 def _goes_in(training: Training, batch: Any, column: Column) -> bool:
-    """Tell whether the module's outputs depend on a tensor of the batch: an advantage or a weight goes to the loss."""
+    """Tell whether the module's outputs depend on a tensor of the batch: an advantage or a weight goes to the loss.
+
+    All of it becomes 0, and what was 0 becomes 1: units that large numbers saturate are free then.
+    """
     try:
         with training.untouched(), contained():
-            base, other = (
-                scored(training, each)
-                for each in (batch, changed(batch, {column.place or None}, lambda values: values + 1))
-            )
+            flipped = changed(batch, {column.place or None}, lambda values: (values == 0).to(values.dtype))
+            base, other = (scored(training, each) for each in (batch, flipped))
     except Exception:  # noqa: BLE001 - the user's code may raise anything of other numbers
         return True
     return base is None or other is None or not torch.equal(base[0], other[0])
