@@ -30,10 +30,8 @@ GROWN = 2.0  # decades of a signal's size along the layers from which remedies a
 GAIN_APART = 4.0  # times the other layers' median gain, or He's, from which remedies are tried
 DEAD = 0.9  # of a layer's units: chance kills half of a narrow layer at most (theory.relu_dying_probability)
 SATURATED = 0.9  # of a layer's values
-CLIPPED, CHAIN = (
-    0.8,
-    3,
-)  # of the values of so many activations with two ends: a hundredth of a gradient's paths is left behind them
+# Of the values of so many activations with two ends: a hundredth of a gradient's paths is left behind them.
+CLIPPED, CHAIN = 0.8, 3
 MOST_WHERE = 12
 
 
@@ -324,10 +322,8 @@ def of_clipped(now: Units, later: Units | None, depth: Depth) -> Iterator[Findin
         return
     where = tuple(dict.fromkeys(each.layer for each in flat))
     share = sum(each.flat for each in flat) / sum(each.values for each in flat)
-    text = (
-        f"{100 * share:.3g} % of the values after {listed(where)} lie where {flat[0].kind.lower()} is flat, and hardly"
-    )
-    text += f" a gradient passes{_gained(best, plain)}"
+    text = f"{100 * share:.3g} % of the values after {listed(where)} lie where {flat[0].kind.lower()} is flat, and"
+    text += f" hardly a gradient passes{_gained(best, plain)}"
     measure = Measure("saturated values", share, method="at the ends of an activation")
     yield Finding("saturated_units", Status.LOOK, text, best.says, "the layers below train", where[:MOST_WHERE],
                   measure, _tried(best, plain))  # fmt: skip
