@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import warnings
 
 import pytest
 
@@ -65,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if not _given(config, name):
             setattr(config.option, f"benchmark_{name}", value)
     # An exit code and a line say so; at the end of the session pyproject.toml would make a traceback of it.
-    warnings.filterwarnings("ignore", "Not saving anything, no benchmarks have been run")
+    config.addinivalue_line("filterwarnings", "ignore:Not saving anything, no benchmarks have been run")
     config.option.benchmark_disable_gc = True
     config.option.benchmark_save_data = True  # without rounds two runs cannot be compared
     if config.option.benchmark_only:
