@@ -103,6 +103,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group("alone" if alone else item.path.stem))
     # The longest first: what remains is short, and fills the other process's time.
     slow = Counter(item.path.stem for item in items if item.get_closest_marker("slow"))
+
     def order(item: pytest.Item) -> tuple[bool, bool, int]:
         stem = item.path.stem
         return item.get_closest_marker("alone") is None, stem != "test_types", -slow[stem]  # types take a minute
