@@ -75,7 +75,7 @@ def findings(subject: Subject, read: Batches) -> Iterator[Finding]:
     chance = dependence.chance(rows, target.numbers)
     if chance > dependence.LEVEL and len(target.numbers) > dependence.EXAMPLES:
         chance = dependence.chance(rows, target.numbers, MORE, MORE_ORDERS)
-    if not chance > dependence.LEVEL or (others := _known_of_others(subject, target.place)) is None:
+    if not chance > dependence.LEVEL or (others := _known_of_others(subject, target)) is None:
         return
     yield Finding(
         "independent_targets", Status.LOOK,
@@ -97,8 +97,11 @@ def _is_mask(target: Column, subject: Subject) -> bool:
     return target.numbers.dim() > 1 and not scored and flags(target.numbers)
 
 
-def _known_of_others(subject: Subject, place: str) -> Known | None:
+def _known_of_others(subject: Subject, target: Column) -> Known | None:
     """What a model knows that has learnt nothing of the targets of others, and could have; None where it could not."""
+    place, handed = target.place, _handed_over(subject, target.place)
+    if handed and target.numbers.is_floating_point() and not isinstance(subject.training.model, torch.jit.ScriptModule):
+        return None  # noise that it is to tell belongs to no input; tokens are handed over one place on
     batches = subject.batches(WHOLE + PART)
     if len(batches) < PART and (nested.rows(batches[0]) or 0) >= 8 * PART:
         batches = [part for batch in batches for part in _parts(batch, math.ceil(2 * PART / len(batches)))]
@@ -118,7 +121,7 @@ def _known_of_others(subject: Subject, place: str) -> Known | None:
         if trained.errors >= LEARNT:
             return last if last.mean + 2 * last.error < SHARE * trained.mean else None
     pure = term is not None and term.is_all_of(subject.seen.loss)
-    return last if pure and not _handed_over(subject, place) else None
+    return last if pure and not handed else None
 
 
 def _learns(
