@@ -33,6 +33,7 @@ from depthgauge.questions import ends, side
 from depthgauge.restoring import random_states_kept
 from depthgauge.seeding import Purpose
 from depthgauge.stats import Comparison
+from depthgauge.updating import clear
 from depthgauge.workload import Training, WorkloadError, check_training, sentences
 
 MARGIN = 0.15  # of the exponent: over a factor of 16 in width a change by less than half
@@ -212,7 +213,7 @@ def changes(make: Callable[[int], Training], width: int, seed: int, steps: int) 
         with sentences():
             before = _outputs(training, batch)
             for _, each in zip(range(steps), training.stream(), strict=False):
-                training.optimizer.zero_grad(set_to_none=True)
+                clear(training.optimizer)
                 training.value(each).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 training.optimizer.step()
             after = _outputs(training, batch)

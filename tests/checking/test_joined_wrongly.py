@@ -38,8 +38,9 @@ def found(module: Any, net: nn.Module, *columns: Tensor, loss: Any = None) -> di
     training = Training(net, batches, loss or (lambda model, batch: model(*batch).square().mean()))
     subject = Subject(training, observing.look(training), Clock(30))
     with attributes_kept(training):
-        asked = passing.make(training, subject.seen.batch).mask if module is added else subject
-        return {each.kind: each.where for each in module.findings(asked)}
+        passed = passing.make(training, subject.seen.batch)
+        asked = {added: (passed.mask,), squares: (subject, passed.square)}.get(module, (subject,))
+        return {each.kind: each.where for each in module.findings(*asked)}
 
 
 @pytest.mark.parametrize("lost", [True, False])

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from depthgauge import Training
 from depthgauge.checking import observing
-from depthgauge.checking.questions.data import batches, edges, leaking, padding, probable, scaled, sight
+from depthgauge.checking.questions.data import batches, edges, leaking, padding, passing, probable, scaled, sight
 from depthgauge.checking.questions.reproducibility import mixing, shared
 from depthgauge.checking.subject import Clock, Subject
 
@@ -48,7 +48,8 @@ def raised(told: Tensor) -> Tensor:
 def test_probabilities_are_no_scores(logs: Callable[[Tensor], Tensor], again: bool) -> None:
     batch = torch.randn(ROWS, WIDE), torch.randint(4, (ROWS,))
     asked = subject(nn.Linear(WIDE, 4), [batch], lambda m, b: functional.nll_loss(logs(m(b[0])), b[1]))
-    assert [each.kind for each in probable.findings(asked)] == ["double_softmax"] * again
+    passed = passing.make(asked.training, asked.seen.batch)
+    assert [each.kind for each in probable.findings(passed.again)] == ["double_softmax"] * again
 
 
 class Scaled(nn.Module):

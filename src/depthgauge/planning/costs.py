@@ -14,6 +14,7 @@ from depthgauge import nested, timing
 from depthgauge.environment import memory_gib
 from depthgauge.foreign import describe_error, out_of_memory
 from depthgauge.stats import Estimate
+from depthgauge.updating import clear
 from depthgauge.workload import Training, WorkloadError
 
 ROUNDS = 12  # durations of each step
@@ -102,7 +103,7 @@ def step_of(training: Training, batch: Any, optimizer: torch.optim.Optimizer) ->
     """One update of the training on a batch."""
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
+        clear(optimizer)
         training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
 

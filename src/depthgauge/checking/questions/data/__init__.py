@@ -86,7 +86,7 @@ def ask(subject: Subject) -> Answer:
         summing.findings(subject), called.findings(subject), of_outputs.findings(subject),
         derivatives.findings(subject), evaluated.findings(subject), joined.findings(subject),
         across.findings(subject), added.findings(passed.mask), kept.findings(subject), rows.findings(subject),
-        squares.findings(subject), by_hand.findings(subject), probable.findings(subject),
+        squares.findings(subject, passed.square), by_hand.findings(subject), probable.findings(passed.again),
         scaled.findings(subject, read), edges.findings(subject), sight.findings(subject),
         stored.findings(subject), smallest.findings(subject), addends.findings(subject), pulling.findings(subject),
         fitting.findings(subject, fitted),

@@ -17,7 +17,7 @@ from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.batches import targeted
 from depthgauge.checking.questions.data.outputs import scored
-from depthgauge.checking.questions.data.seeing import changed, loss_of
+from depthgauge.checking.questions.data.seeing import changed, handed
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.terms import Term
 from depthgauge.checking.words import percent
@@ -120,8 +120,11 @@ def _unshifted(subject: Subject) -> Iterator[Finding]:
     shapes = {tuple(each.shape[:2]) for place, each in nested.tensors(batch) if place in same}
     if not same or len(shapes) > 1:
         return
-    if term.form == "regression" and not any(_entered(subject, each) for p, each in nested.tensors(batch) if p in same):
-        return  # numbers that noise is added to
+    if term.form == "regression":
+        given = handed(subject.training, batch)
+        held = [each for place, each in nested.tensors(batch) if place in same]
+        if not any(each.shape == other.shape and bool((each == other).all()) for each in given for other in held):
+            return  # numbers that noise is added to
     base = scored(subject.training, batch)
     moved = [_last_moves(subject, base, place) for place in same]
     if any(moved):
@@ -143,22 +146,6 @@ def _is_held(tensor: Tensor, term: Term) -> bool:
     counted = torch.ones(len(term.targets), dtype=torch.bool) if numbers else term.counted.cpu()
     alike = bool((tensor.detach().reshape(-1).cpu() == term.targets.cpu())[counted].all())
     return bool(counted.any()) and alike and len(torch.unique(term.targets)) >= 3
-
-
-def _entered(subject: Subject, tensor: Tensor) -> bool:
-    """Whether a call of the model gets these very numbers."""
-    seen: list[bool] = []
-
-    def look(_: object, args: object, kwargs: object) -> None:
-        every = (each for _, each in nested.tensors((args, kwargs)))
-        seen.extend(each.shape == tensor.shape and bool((each == tensor).all()) for each in every)
-
-    handle = subject.training.model.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        loss_of(subject.training, subject.seen.batch)
-    finally:
-        handle.remove()
-    return any(seen)
 
 
 def _last_moves(subject: Subject, base: tuple[Tensor, Tensor] | None, place: str | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from depthgauge import nested
 from depthgauge.checking.questions.data.added import Masks
 from depthgauge.checking.questions.data.dropping import Dropped
+from depthgauge.checking.questions.data.probable import Again
+from depthgauge.checking.questions.data.squares import Squares
 from depthgauge.checking.questions.data.within import Within
 from depthgauge.checking.terms import Term
 from depthgauge.workload import Training
@@ -58,6 +60,8 @@ class Passed:
         rates: of modules that call a dropout function, its rate.
         shares: of modules of the user's own that set numbers to 0 and multiply all others, the share that becomes 0.
         mask: the first attention that adds a mask of ones and zeros, and their share.
+        again: what takes probabilities for scores, and the module in whose call that is.
+        square: the first operation that lays a number of each example against those of all; empty where none does.
     """
 
     first: Reached | None = None
@@ -70,17 +74,22 @@ class Passed:
     rates: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
     mask: tuple[str, float] | None = None
+    again: tuple[str, str] | None = None
+    square: str = ""
 
 
 def make(training: Training, batch: Any) -> Passed:
     """Make the pass and leave the training as it was."""
     passed = Passed()
     with training.untouched(), _hooks(training.model, passed), Within(training.model) as within:
-        with Dropped(training.model, within, DROPS) as dropped, Masks(within) as masks:
+        modes = Dropped(training.model, within, DROPS), Masks(within), Again(within), Squares(within, batch)
+        with ExitStack() as watched:
+            dropped, masks, again, squares = map(watched.enter_context, modes)
             training.value(batch)
         passed.left = training.model.training
     passed.training = {**passed.aside, **passed.training}
     passed.rates, passed.shares, passed.mask = dropped.rates, dropped.shares, masks.found
+    passed.again, passed.square = again.found, squares.found
     return passed
 
 

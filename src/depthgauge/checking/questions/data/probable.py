@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from depthgauge.checking.answers import Finding, Status
 from depthgauge.checking.questions.data.within import Within
-from depthgauge.checking.subject import Subject
-from depthgauge.restoring import random_states_kept
 
 ROUNDED = 0.01  # of the sum of probabilities: bfloat16 has 8 bits
 APART = 1e-4  # between the largest and the smallest of a row: equal ones are shares, not what was told
 _AGAIN = {"softmax": "softmax", "log_softmax": "log_softmax", "logsumexp": "logits", "gumbel_softmax": "gumbel_softmax"}
 
 
-class _Watch(TorchFunctionMode):
-    """Note the first function of scores that gets probabilities along the dimension that it normalizes."""
+class Again(TorchFunctionMode):
+    """Notes the first function of scores that gets probabilities along the dimension that it normalizes.
+
+    Attributes:
+        found: what takes them, and the module in whose call that is; None where there is none.
+    """
 
     def __init__(self, within: Within) -> None:
         super().__init__()
@@ -67,16 +68,15 @@ def are_probabilities(rows: Tensor, dim: int) -> bool:
     return adds_up and bool((values.amax(dim) - values.amin(dim)).max() > APART)
 
 
-def findings(subject: Subject) -> Iterator[Finding]:
-    """Yield the finding where the loss, or a distribution that it asks, takes probabilities for scores."""
-    training = subject.training
-    if isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 2 * subject.seen.seconds:
+def findings(found: tuple[str, str] | None) -> Iterator[Finding]:
+    """Yield the finding where the loss, or a distribution that it asks, takes probabilities for scores.
+
+    Args:
+        found: what `Again` found.
+    """
+    if found is None:
         return
-    with training.untouched(), random_states_kept(), Within(training.model) as within, _Watch(within) as watch:
-        training.value(subject.seen.batch)
-    if watch.found is None:
-        return
-    what, where = watch.found
+    what, where = found
     takes = {
         "logits": "a distribution takes them for its logits", "sum": "their exponentials are divided by their sum",
     }.get(what, f"{what} takes them for scores")  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Status
 from depthgauge.checking.questions.data.batches import Batches, Column
+from depthgauge.checking.questions.data.seeing import handed
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
 
@@ -108,24 +109,10 @@ def _differ(values: Sequence[Tensor], size: float, by: float) -> bool:
 
 def _entered(subject: Subject, column: Column) -> bool:
     """Tell whether the model gets these numbers, as they are, of the first batch."""
-    training = subject.training
-    seen: list[bool] = []
-    if isinstance(training.model, torch.jit.ScriptModule):
+    training, batch = subject.training, subject.seen.batch
+    first = dict(nested.tensors(batch)).get(column.place or None)
+    if isinstance(training.model, torch.jit.ScriptModule) or first is None:
         return False
-    first = dict(nested.tensors(subject.seen.batch)).get(column.place or None)
-    if first is None:
-        return False
-
-    def look(_: object, args: object, kwargs: object) -> None:
-        every = (each for _, each in nested.tensors((args, kwargs)))
-        seen.extend(
-            each.numel() == first.numel() and torch.equal(each.reshape(-1), first.reshape(-1)) for each in every
-        )
-
     with training.untouched():
-        handle = training.model.register_forward_pre_hook(look, with_kwargs=True)
-        try:
-            training.value(subject.seen.batch)
-        finally:
-            handle.remove()
-    return any(seen)
+        given = [each for each in handed(training, batch) if each.numel() == first.numel()]
+    return any(torch.equal(each.reshape(-1), first.reshape(-1)) for each in given)

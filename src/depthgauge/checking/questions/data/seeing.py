@@ -94,6 +94,21 @@ def loss_of(training: Training, batch: Any) -> float:
     return losses(training, [batch])[0]
 
 
+def handed(training: Training, batch: Any) -> list[torch.Tensor]:
+    """Copies of the tensors that the module is called with in a pass; it must not be a scripted one."""
+    seen: list[torch.Tensor] = []
+
+    def keep(_: object, args: object, kwargs: object) -> None:
+        seen.extend(each.detach().clone() for _, each in nested.tensors((args, kwargs)))
+
+    handle = training.model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        loss_of(training, batch)
+    finally:
+        handle.remove()
+    return seen
+
+
 def findings(start: Moved | None, after: Sequence[Moved], steps: int) -> Iterator[Finding]:
     """Inputs or targets that make no difference, before the first step and after so many, at two rates or more."""
     if start is None or len(after) < 2 or not all(each.blind for each in (start, *after)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -40,29 +40,33 @@ KINDS = {
 }
 
 
-class _Watch(TorchFunctionMode):
-    """Note squares of examples that the loss makes, and make a column of each in their place where told to.
+class Squares(TorchFunctionMode):
+    """Notes squares of examples that the loss makes, and makes a column of each in their place where told to.
 
     Args:
         within: tells the loss from the model.
-        count: of examples.
-        columns: the batch's own tensors of one column.
+        batch: of which the loss is taken.
         mended: whether a column takes the place of a square.
     """
 
-    def __init__(self, within: Within, count: int, columns: list[Tensor], *, mended: bool) -> None:
+    def __init__(self, within: Within, batch: Any, *, mended: bool = False) -> None:
         super().__init__()
-        self._within, self._count, self._mended = within, count, mended
-        self._columns = {id(each): each for each in columns}
-        self.names: list[str] = []
-        self.meant = False
+        self._within, self._count, self._mended = within, nested.rows(batch) or 0, mended
+        self._columns = {id(each): each for _, each in nested.tensors(batch) if each.shape == (self._count, 1)}
+        self._names: list[str] = []
+        self._meant = False
+
+    @property
+    def found(self) -> str:
+        """The first operation that makes a square by mistake; empty where none does."""
+        return "" if self._meant or not self._names else self._names[0]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "").strip("_")
         name = name[1:] if name.startswith("r") and name[1:] in _MEET else name
         pair = [each for each in args[:2] if isinstance(each, Tensor)]
         if name in _MEET and self._is_square(pair):
-            self.names.append(name)
+            self._names.append(name)
             if self._mended:
                 args = tuple(
                     each.unsqueeze(1) if isinstance(each, Tensor) and each.dim() == 1 else each for each in args
@@ -81,40 +85,39 @@ class _Watch(TorchFunctionMode):
         """Note pairs of examples that are meant: of another operation than one of a column and a row."""
         if not self._within.depth and isinstance(value, Tensor) and value.shape == (self._count, self._count):
             made = {each.shape for each in pair if each.dim() == 2}
-            self.meant |= not any(each in {(self._count, 1), (self._count, self._count)} for each in made) or (
+            self._meant |= not any(each in {(self._count, 1), (self._count, self._count)} for each in made) or (
                 (1, self._count) in made
             )
 
     def _is_square(self, pair: list[Tensor]) -> bool:
-        if len(pair) < 2 or self._within.depth:
+        if len(pair) < 2 or self._within.depth or self._count < FEWEST:
             return False
         column, row = sorted(pair, key=lambda each: -each.dim())
         alike = column.untyped_storage().data_ptr() == row.untyped_storage().data_ptr()  # differences of one's own
         return id(column) in self._columns and row.shape == (self._count,) and not alike
 
 
-def findings(subject: Subject) -> Iterator[Finding]:
-    """Yield the finding, of the first batch."""
+def findings(subject: Subject, found: str) -> Iterator[Finding]:
+    """Yield the finding, of the first batch.
+
+    Args:
+        subject: the training.
+        found: what `Squares` found.
+    """
     training, batch = subject.training, subject.seen.batch
-    count = nested.rows(batch)
-    if count is None or count < FEWEST or isinstance(training.model, torch.jit.ScriptModule):
+    if not found or isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 3 * subject.seen.seconds:
         return
-    if subject.clock.left < 3 * subject.seen.seconds:
-        return
-    columns = [each for _, each in nested.tensors(batch) if each.shape == (count, 1)]
     with training.untouched(), Within(training.model) as within:
-        watch = _Watch(within, count, columns, mended=False)
-        loss = _value(subject, watch)
-        if not watch.names or watch.meant:
-            return
-        own = _value(subject, _Watch(within, count, columns, mended=True))
+        loss = _value(subject, nullcontext())
+        own = _value(subject, Squares(within, batch, mended=True))
+    count = nested.rows(batch)
     before, after = loss.item(), own.item()
     least = SPACINGS * torch.finfo(loss.dtype).eps * max(abs(before), abs(after))
     if not (math.isfinite(after) and abs(after - before) > least):
         return
     yield Finding(
         "square_of_examples", Status.BROKEN,
-        f"the loss lays {count} x 1 numbers against {count} ({watch.names[0]}), which makes {count} x {count}: each"
+        f"the loss lays {count} x 1 numbers against {count} ({found}), which makes {count} x {count}: each"
         " example's number meets those of all others",
         "give both one shape before they meet: x.squeeze(-1), or y.unsqueeze(-1)",
         f"each example meets its own number; the loss is then {after:.3g}, not {before:.3g}", ("loss", "batches"),
@@ -122,7 +125,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _value(subject: Subject, watch: _Watch) -> Tensor:
+def _value(subject: Subject, watch: AbstractContextManager[Any]) -> Tensor:
     """The loss; NaN where it raises."""
     loss = torch.tensor(math.nan)
     with random_states_kept(), suppress(Exception), watch:
