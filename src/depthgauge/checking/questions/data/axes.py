@@ -14,15 +14,20 @@ from depthgauge.checking.graphs import nodes
 from depthgauge.checking.questions.data.called import watched
 from depthgauge.checking.questions.data.held import Held
 from depthgauge.checking.questions.data.outputs import Outputs
+from depthgauge.checking.questions.reproducibility import mixing
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.terms import short, signed
+from depthgauge.restoring import random_states_kept
+from depthgauge.workload import Training
 
 OTHERS = 0.02  # of the sequences, that may end with another token, repeated
 PADDED = 0.15  # of all places, that are padding where it is told
 
 KINDS = {
     "softmax_over_examples": Kind(
-        "fault", "a softmax of the loss goes along the examples of outputs that are held against an example's label"
+        "fault",
+        "a softmax of the loss goes along the examples of outputs that are held against an example's label, or, of loss"
+        " or model, along a dimension that is as long as the batch, whatever its length, and whose others are not",
     ),
     "softmax_over_places": Kind(
         "fault",
@@ -49,7 +54,9 @@ KINDS = {
 def findings(subject: Subject, outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
     """Yield what is found of the outputs' dimensions."""
     graph = list(nodes(outputs.value(outputs.free)))
-    yield from list(_softmax(graph, outputs, pairs)) or _over_places(graph, outputs, pairs)
+    yield from (
+        list(_softmax(graph, outputs, pairs)) or list(_over_rows(subject)) or _over_places(graph, outputs, pairs)
+    )
     yield from _crossed(graph, outputs)
     yield from _scrambled(subject)
     yield from _padding(outputs, pairs)
@@ -70,6 +77,40 @@ def _softmax(graph: Sequence[Any], outputs: Outputs, pairs: Sequence[Held]) -> I
             " to 1, not those of an example's classes",
             "take it along the classes (dim=1)", "each example has probabilities of its own", ("loss",),
         )  # fmt: skip
+
+
+def _over_rows(subject: Subject) -> Iterator[Finding]:
+    """A softmax along a dimension that follows the number of examples, of numbers of which each has several."""
+    training, batch = subject.training, subject.seen.batch
+    if not mixing.by_example(training, batch) or not (whole := _rowwise(training, batch)):
+        return
+    if not any(_rowwise(training, part) == whole for part in mixing.few(batch)):  # of another length each
+        return
+    dim, shape = whole[0]
+    several = " x ".join("examples" if size is None else str(size) for size in shape)
+    yield Finding(
+        "softmax_over_examples", Status.BROKEN,
+        f"a softmax of {several} numbers goes along dimension {dim}, over the {nested.rows(batch)} examples of a batch:"
+        " shares of one example add up to 1 with those of others, not among themselves",
+        "take it along the last dimension (dim=-1), or that of what is shared out",
+        "an example's shares are its own", ("loss", "model"),
+    )  # fmt: skip
+
+
+def _rowwise(training: Training, batch: Any) -> list[tuple[int, tuple[int | None, ...]]]:
+    """Of each softmax along examples, and along no other dimension as long: which, and its shape without them."""
+    count = nested.rows(batch)
+    found: list[tuple[int, tuple[int | None, ...]]] = []
+    try:
+        with random_states_kept():
+            graph = list(nodes(training.value(batch)))
+    except Exception:  # noqa: BLE001 - a module may ask for a number of examples; others are tried
+        return found
+    for shape, along in _made(graph):
+        others = [size for dim, size in enumerate(shape) if dim != along]
+        if shape[along] == count and count not in others and max(others, default=1) > 1:
+            found.append((along, tuple(None if dim == along else size for dim, size in enumerate(shape))))
+    return found
 
 
 def _made(graph: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], int]]:

@@ -47,6 +47,11 @@ KINDS = {
     "numbers_for_classes": Kind(
         "fault", "a square error holds the scores of all classes against one class number, repeated"
     ),
+    "one_answer_for_all": Kind(
+        "fault",
+        f"{', '.join(_OF_PAIRS)} holds one row of outputs, repeated, against each of the batch's targets, and the model"
+        " was given as many examples as there are targets: its rows were put into one",
+    ),
     "too_few_frames": Kind(
         "fault",
         f"ctc_loss gets {TOO_SHORT:.0%} or more of its sequences with fewer frames than their symbols take (one each,"
@@ -152,6 +157,7 @@ def _wrong(subject: Subject, call: Called) -> Iterator[Finding]:
             yield from _several(subject, scores, targets)
     elif call.name in _OF_PAIRS:
         yield from _numbers(subject, scores, targets)
+        yield from _one_for_all(subject, scores, targets)
 
 
 def _signs(call: Called) -> Iterator[Finding]:
@@ -295,6 +301,22 @@ def _numbers(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Find
             " were measured",
             "use cross_entropy(scores, labels), or one-hot rows", "each class has a score of its own", ("loss",),
         )  # fmt: skip
+
+
+def _one_for_all(subject: Subject, scores: Tensor, targets: Tensor) -> Iterator[Finding]:
+    """A row of outputs that all targets of a batch are held against."""
+    count = nested.rows(subject.seen.batch) or 0
+    if scores.shape[:1] != (1,) or targets.shape[:1] != (count,) or count < 2 or scores.shape[1:] != targets.shape[1:]:
+        return
+    if not _is_given(subject, targets):
+        return
+    yield Finding(
+        "one_answer_for_all", Status.BROKEN,
+        f"one row of outputs is held against the targets of all {count} examples: what the model was given as"
+        f" {count} rows, it has put into one",
+        "let reshapes keep the first dimension: x.flatten(1), or x.view(len(x), -1)",
+        "each example has an answer of its own", ("loss", "model"), Measure("rows of outputs", 1.0),
+    )  # fmt: skip
 
 
 def _cut_off(subject: Subject, calls: list[Called], place: int, loss: float) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data import reading
 from depthgauge.checking.questions.data.batches import flags, targeted
 from depthgauge.checking.questions.data.outputs import scored
 from depthgauge.checking.questions.data.seeing import EQUAL, changed, loss_of
@@ -29,6 +30,7 @@ BEFORE = 5  # tokens that padding follows, and a quarter of all
 HARDLY = 0.02  # of the places of sequences themselves, that are scored where padding alone is
 
 KINDS = {
+    **reading.KINDS,
     "padding_scored": Kind(
         "fault",
         f"{percent(SCORED)} or more of the places that the loss scores are padding after padding: the model learns to"
@@ -82,7 +84,8 @@ def findings(subject: Subject) -> Iterator[Finding]:
         yield from () if counted is None else _told(found[0], counted)
         inputs = [each for each in found if not targeted(each.place, parts, terms, batch)]
         if inputs and any(targeted(place, parts, terms, batch) for place in parts):  # else tokens are targets, too
-            yield from _seen(subject.training, batch, inputs)
+            mistaken = list(_seen(subject.training, batch, inputs))
+            yield from mistaken or reading.findings(subject, inputs[0])
 
 
 def fillers(model: nn.Module) -> frozenset[int]:

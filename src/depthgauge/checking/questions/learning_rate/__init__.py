@@ -97,7 +97,8 @@ def ask(subject: Subject) -> Answer:
     rungs = ladder.climb(training, rates, batches, steps, lambda took: clock.left > steps * max(second, took))
     if schedules.unsteered(training.optimizer, rates, walked.rates):
         settings += tuple(schedules.low(training, rates, batches, rungs, walked.steps))
-    if rates.scheduled and subject.clock.left > 4 * kinds.SCHEDULED * second:
+    moves = rates.scheduled or walked.rates not in {(), rates.present}
+    if moves and subject.clock.left > 4 * kinds.SCHEDULED * second:
         settings += tuple(schedules.ended(training, rates, batches))
     told = any(each.kind == "decay_dominates" for each in settings)
     if not told and decaying.asked(training, rates) and subject.clock.left > 3 * decaying.STEPS * second:

@@ -13,7 +13,7 @@ from torch import Tensor
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.observing import Gradient, Seen
 from depthgauge.checking.parameters import format_of, names_of
-from depthgauge.checking.questions.learning_rate import kinds, still
+from depthgauge.checking.questions.learning_rate import gains, kinds, still
 from depthgauge.checking.questions.learning_rate.rates import Rates
 from depthgauge.checking.words import percent
 from depthgauge.workload import Training
@@ -36,6 +36,7 @@ def read(training: Training, rates: Rates, gradients: Mapping[str, Gradient | No
         yield from _entering(group, which, where)
         yield from _decay(group, rates.peak[place], which, where, default)
     yield from still.groups(training, rates)
+    yield from gains.findings(training)
     yield from _drowned(training, gradients)
 
 

@@ -41,12 +41,14 @@ LARGE_FACTOR = 0.35  # a third of the rate, with rounding
 HELD_UP, LEFT = 0.85, 4.0  # of the fall without a decay, and times the loss that is left then: decay and gradient
 # balance far above
 SCHEDULED = 48  # steps, after which a schedule has not come to its end
-SHORT = 0.25  # of the fall at its peak
+SHORT = 0.5  # of the fall at its peak. A rate that falls to a tenth every seven steps makes 0.23 to 0.26 of it
 NOTHING = 0.002  # of the loss at the start, and a tenth of its spread over batches: a fall below both is none
 BATCH_SPREAD = 0.1
 RISE = 0.1  # of the loss at the start, and three times the spread over batches: a rise above both is one
 SPREADS = 3.0
 FLIPPED_DECAY = 1.0  # rate times decay, from which on a step turns the weight's sign
+OUTRUN = 0.5  # decay times a gain of 1, in steps of Adam, which are at most about one rate long (Kingma & Ba 2015,
+# section 2.1): the gain rests where decay times gain is the mean step, and that is 1 where all gradients agree alone
 STRONG_DECAY = 0.02  # rate times decay: weights are then a mean over the updates of the last 50 steps
 DROWNED = 10.0  # norm of decay times weight over that of the gradient; both are equal where a trained model rests
 LONG_MEMORY = 200.0  # steps that momentum averages over, 1 / (1 - m); 10 to 100 are usual (m = 0.9 to 0.99)
@@ -93,8 +95,8 @@ KINDS = {
     ),
     "short_schedule": Kind(
         "fault",
-        f"after {SCHEDULED} steps a schedule has put every rate to {percent(LOW_START)} of its peak or less, and at its"
-        f" peak, tried, as many steps lower the loss {1 / SHORT:.0f} times as far",
+        f"after {SCHEDULED} steps a schedule, or the optimizer's own steps, have put every rate to {percent(LOW_START)}"
+        f" of its peak or less, and at its peak, tried, as many steps lower the loss {1 / SHORT:.0f} times as far",
     ),
     "never_moved": Kind(
         "fault",
@@ -148,6 +150,11 @@ KINDS = {
         f" the decay's part of the gradient is {DROWNED:.0f} times that of the loss, where both are equal at rest;"
         f" or, tried where it may matter, the loss falls less than {percent(LARGE_SHARE)} as far with it as without,"
         f" or less than {percent(HELD_UP)} as far and {LEFT:.0f} times as much of it is left",
+    ),
+    "decay_on_gains": Kind(
+        "fault",
+        f"decoupled decay takes {OUTRUN:g} or more of a rate in each step from the gains of normalizations, which steps"
+        " of Adam, at most about one rate long, put back where every gradient agrees alone (Kingma & Ba 2015)",
     ),
     "momentum": Kind(
         "fault",

@@ -20,8 +20,22 @@ LOSS = "loss"  # where no module is being called
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided")  # whose values mean nothing yet
 _ON_PURPOSE = ("masked_fill", "fill", "full", "full_like", "where", "scalar_tensor", "log")  # of infinity
 _ADDED = ("add", "clamp", "clamp_min", "clamp_")
+_KEPT = (
+    "_to_copy",
+    "clone",
+    "neg",
+    "abs",
+    "view",
+    "_unsafe_view",
+    "squeeze",
+    "unsqueeze",
+    "sum",
+)  # of what was guarded
 _GUARDED = ("sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "pow")
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "mv", "dot", "_scaled_dot_product_flash_attention_for_cpu")
+
+Guard = tuple[float, int, str]
+"""A number that is added, how many zeros it should have kept from 0, and the format in which it is 0 itself."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +123,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._seen = seen
         self._calls = calls
-        self._guards: dict[tuple[int, torch.dtype], tuple[Tensor, float, int]] = {}  # the tensor, so that it stays
+        # the tensor, so that it stays
+        self._guards: dict[tuple[int, torch.dtype], tuple[Tensor, float, int, str]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         plain = name.rstrip("_")
-        before = self._unguarded(plain, args, kwargs or {})
+        before = self._unguarded(plain, args, kwargs or {}) or self._carried(plain, args)
         self._find_lost(plain, args)
         result = func(*args, **(kwargs or {}))
         if plain in _UNWRITTEN:
@@ -155,7 +170,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         else:
             seen.origin = origin
 
-    def _unguarded(self, name: str, args: Any, kwargs: Any) -> tuple[float, int] | None:
+    def _unguarded(self, name: str, args: Any, kwargs: Any) -> Guard | None:
         """The guard that this operator adds and loses, and the zeros that it leaves."""
         if name not in _ADDED or not (args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
             return None
@@ -164,16 +179,23 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             return None
         if torch.tensor(guard, dtype=args[0].dtype).item() != 0:
             return None
-        return float(guard), int((args[0] == 0).sum().item())
+        return float(guard), int((args[0] == 0).sum().item()), spelled(args[0].dtype)
+
+    def _carried(self, name: str, args: Any) -> Guard | None:
+        """The lost guard of what this operator only copies, widens or adds up."""
+        if name not in _KEPT or not (args and isinstance(args[0], Tensor)):
+            return None
+        held = self._guards.get(_key(args[0]))
+        return None if held is None else held[1:]
 
     def _find_lost(self, name: str, args: Any) -> None:
         at = 1 if name == "div" else 0
         if name not in (*_GUARDED, "div") or len(args) <= at or not isinstance(args[at], Tensor):
             return
         if (found := self._guards.get(_key(args[at]))) is not None:
-            _, guard, zeros = found
+            _, guard, zeros, form = found
             layer = self._calls[-1]
-            self._seen.lost.setdefault(layer, Lost(layer, name, spelled(args[at].dtype), guard, zeros))
+            self._seen.lost.setdefault(layer, Lost(layer, name, form, guard, zeros))
 
 
 def _key(tensor: Tensor) -> tuple[int, torch.dtype]:

@@ -14,6 +14,7 @@ from depthgauge.checking.questions.reproducibility import (
     future,
     handing,
     mixing,
+    ordering,
     repeating,
     reseeding,
     saying,
@@ -116,7 +117,10 @@ def _repeated(asked: _Asked) -> None:
 
 
 def _reseeded(asked: _Asked) -> None:
-    """Generators that a step sets to one state."""
+    """Generators that a step sets to one state, and a loader whose generator nobody has set to any."""
+    for each in ordering.findings(asked.subject):
+        asked.findings.append(each)
+        asked.said.append(each.text)
     if asked.fits(2 * len(reseeding.SEEDS)):
         for each in reseeding.findings(asked.subject):
             asked.findings.append(each)

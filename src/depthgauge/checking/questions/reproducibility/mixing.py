@@ -242,9 +242,10 @@ def _along(training: Training, part: Any, count: int) -> str:
         training.model.eval()
         for node in nodes(training.value(part)):
             if node.name() in {"SoftmaxBackward0", "LogSoftmaxBackward0"}:
-                shape = node._saved_result.shape
-                if signed(node._saved_dim) in {0, -len(shape)} and len(shape) > 1 and count == shape[0]:
-                    return "softmax" if shape[1] != count else ""
+                shape = list(node._saved_result.shape)
+                along = signed(node._saved_dim) % max(len(shape), 1)
+                if len(shape) > 1 and shape[along] == count and shape.count(count) == 1:
+                    return "softmax"
     return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
-from depthgauge.checking.questions.reproducibility import reseeding
+from depthgauge.checking.questions.reproducibility import ordering, reseeding
 from depthgauge.checking.questions.reproducibility.accumulating import Accumulated
 from depthgauge.checking.questions.reproducibility.future import Future
 from depthgauge.checking.questions.reproducibility.mixing import Mixed
@@ -16,7 +16,11 @@ _HALF = "more than half the digits of the number format (the square root of its 
 
 KINDS = {
     **reseeding.KINDS,
-    "unseeded": Kind("fault", f"two runs from the same state and seeds differ by {_HALF}"),
+    "unseeded": Kind(
+        "fault", f"two runs from the same state and seeds differ by {_HALF}, or each of"
+        f" {ordering.READINGS} readings of the loader from them has other batches, and a generator is seeded without a"
+        " number"
+    ),
     "order_of_sums": Kind("property", "two runs from the same state and seeds differ, by no more than rounding"),
     "mixes_examples": Kind(
         "fault", "in eval mode an example's output moves when another example of its batch is replaced, by"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from depthgauge.checking.answers import Kind
-from depthgauge.checking.questions.signal import one_change, remedies, unloaded
+from depthgauge.checking.questions.signal import turned, unloaded
 
 KINDS = {
     "other_model": Kind(
@@ -163,8 +163,9 @@ KINDS = {
     ),
     "dropped_for_kept": Kind(
         "fault",
-        f"a dropout rate is {one_change.TURNED} or more, and with one less it, tried, the same steps bring the loss "
-        f"down {remedies.FURTHER:g} times as far: the share that was to be kept is dropped",
+        f"dropout rates are above {turned.HALF}, and with 1 minus each, tried, {turned.STEPS} steps lower the loss of "
+        f"{turned.BATCHES} batches, in evaluation mode, {1 / turned.SLOW:.0f} times as far: the share that was to be "
+        "kept is dropped",
     ),
     "frozen": Kind(
         "property",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 
 from depthgauge import architecture
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
-from depthgauge.checking.questions.signal import cutting, remedies, skips
+from depthgauge.checking.questions.signal import cutting, remedies, skips, turned
 from depthgauge.checking.questions.signal.remedies import Trial
 from depthgauge.checking.questions.signal.scores import Scaled, spread_of_scores
 from depthgauge.checking.questions.signal.wiring import MOST_WHERE
@@ -28,7 +28,6 @@ LITTLE = 0.05  # of the loss at the start: own steps that bring it down no farth
 BEGUN = 20  # own steps, from which on that says something
 FAR = 4.0  # times the loss of scores of unit size, with which a classification begins where scores are too large
 WAY = 0.5  # of the way down with blocks that hand on once what they get
-TURNED = 0.85  # a dropout rate, from which on the one turned round is tried
 APART = 2.0  # times a parameter's size that its layer would have drawn, or a half of it
 
 
@@ -127,34 +126,9 @@ def _multiplied(_subject: Subject, trials: _Trials) -> Iterator[Finding]:
                       product), trials.tried(once))  # fmt: skip
 
 
-def _dropped(_subject: Subject, trials: _Trials) -> Iterator[Finding]:
+def _dropped(subject: Subject, _trials: _Trials) -> Iterator[Finding]:
     """Dropout whose rate is turned round: the share that was to be kept is dropped."""
-    rates = {name: float(each.p) for name, each in trials.training.model.named_modules()
-             if isinstance(each, nn.modules.dropout._DropoutNd) and each.training and TURNED <= each.p < 1}  # fmt: skip
-    if not rates or not trials.fits():
-        return
-    name = f"{1 - max(rates.values()):.2g} dropped in place of {max(rates.values()):.2g}"
-    turned = trials.with_(name, None, _turned(trials.training.model, rates))
-    if not remedies.better(turned, trials.plain()):
-        return
-    yield Finding("dropped_for_kept", Status.LOOK,
-                  f"dropout at {listed(rates)} has a rate of {max(rates.values()):g}; {_says(turned, trials.plain())}",
-                  f"lower p of {listed(rates)}: torch's is the share that is dropped, not the one that is kept",
-                  "the loss falls from the first steps on", (*tuple(rates)[:MOST_WHERE - 1], "model"),
-                  Measure("dropout rate", max(rates.values())), trials.tried(turned))  # fmt: skip
-
-
-@contextmanager
-def _turned(model: nn.Module, rates: dict[str, float]) -> Iterator[None]:
-    """Let dropout keep in the block what it drops, and drop what it keeps."""
-    layers: dict[str, Any] = {name: model.get_submodule(name) for name in rates}
-    try:
-        for name, rate in rates.items():
-            layers[name].p = 1 - rate
-        yield
-    finally:
-        for name, rate in rates.items():
-            layers[name].p = rate
+    return turned.findings(subject)
 
 
 def _far(subject: Subject, trials: _Trials) -> Iterator[Finding]:

@@ -1,0 +1,72 @@
+"""Dropout rates above one half: what the training does with the share to keep in place of the share to drop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from typing import Any, cast
+
+import numpy as np
+from torch import nn
+
+from depthgauge.checking.answers import Finding, Measure, Status, Tried
+from depthgauge.checking.questions.data.passing import DROPS
+from depthgauge.checking.questions.signal.wiring import MOST_WHERE
+from depthgauge.checking.steps import losses, step
+from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import listed, percent
+
+HALF = 0.5  # a rate above it may be the share to keep
+STEPS = 96
+BATCHES = 8  # whose loss is looked at, in evaluation mode
+SLOW = 0.25  # of the fall with the rates turned: 0.7 for 0.3 behind each of three convolutions makes 0.001 of it, an
+# autoencoder that is to fill in the 0.8 of its inputs that are dropped 0.78 to 0.82
+LEAST = 0.05  # of the loss at the start, by which it falls with the rates turned
+A_STEP = 1.5  # times a pass
+
+
+def findings(subject: Subject) -> Iterator[Finding]:
+    """Yield the finding where more is dropped than is kept, and the loss hardly falls for it."""
+    training = subject.training
+    rates = {
+        name: (module, attribute, rate)
+        for name, module in training.model.named_modules()
+        if isinstance(module, DROPS) and module.training
+        for attribute in ("p", "dropout")
+        if isinstance(rate := getattr(module, attribute, None), float) and HALF < rate < 1
+    }
+    if not rates or training.optimizer is None:
+        return
+    if subject.clock.left < (2 * STEPS * A_STEP + 3 * BATCHES) * subject.seen.seconds:
+        return
+    before = _after(subject, {}, 0)
+    own, turned = _after(subject, {}, STEPS), _after(subject, rates, STEPS)
+    fall, other = before - own, before - turned
+    if not math.isfinite(other) or other < LEAST * abs(before) or fall >= SLOW * other:
+        return
+    shares = " and ".join(sorted({percent(rate) for _, _, rate in rates.values()}))
+    yield Finding(
+        "dropped_for_kept", Status.LOOK,
+        f"dropout at {listed(rates)} drops {shares} of the values, more than it keeps: {STEPS} steps"
+        f" take the loss from {before:.3g} to {own:.3g} in evaluation mode, and to {turned:.3g} with 1 minus each rate",
+        "set p to the share to drop: it may have been meant as the share to keep",
+        f"{STEPS} steps take the loss to {turned:.3g}, not to {own:.3g}", (*tuple(rates)[: MOST_WHERE - 1], "model"),
+        Measure("fall of the loss over that with the rates turned", max(fall, 0.0) / other),
+        Tried("1 minus each rate", f"loss of {BATCHES} batches after {STEPS} steps, evaluation mode", own, turned),
+    )  # fmt: skip
+
+
+def _after(subject: Subject, rates: Mapping[str, tuple[nn.Module, str, float]], steps: int) -> float:
+    """The mean loss of a few batches in evaluation mode after so many steps with these rates turned."""
+    training, batches = subject.training, subject.batches(BATCHES)
+    with training.untouched(), ExitStack() as stack:
+        for module, attribute, rate in rates.values():
+            stack.callback(setattr, module, attribute, rate)
+            setattr(module, attribute, 1 - rate)
+        with closing(cast("Any", training.stream())) as stream:
+            for _ in range(steps):
+                if not math.isfinite(step(training, next(stream))):
+                    return math.inf
+        training.model.eval()
+        return float(np.mean(losses(training, batches)))
