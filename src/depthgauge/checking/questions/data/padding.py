@@ -85,7 +85,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
         inputs = [each for each in found if not targeted(each.place, parts, terms, batch)]
         if inputs and any(targeted(place, parts, terms, batch) for place in parts):  # else tokens are targets, too
             mistaken = list(_seen(subject.training, batch, inputs))
-            yield from mistaken or reading.findings(subject, inputs[0])
+            yield from mistaken or reading.findings(subject, inputs[0].place, inputs[0].padding)
 
 
 def fillers(model: nn.Module) -> frozenset[int]:

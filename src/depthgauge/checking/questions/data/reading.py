@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,9 @@ from torch import Tensor
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.reproducibility import mixing
+from depthgauge.checking.questions.reproducibility.calls import Event
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
-
-if TYPE_CHECKING:
-    from depthgauge.checking.questions.data.padding import Padded
 
 BATCHES = 8  # whose lengths are looked at
 FEWEST = 4  # short sequences
@@ -60,16 +58,17 @@ class _Cut:
         return nested.mapped(batch, cut)
 
 
-def findings(subject: Subject, found: Padded) -> Iterator[Finding]:
+def findings(subject: Subject, place: str | None, padding: Tensor) -> Iterator[Finding]:
     """Yield the finding where outputs move with padding.
 
     Args:
         subject: of the check.
-        found: the padding of what the model is given, in the first batch.
+        place: of a tensor that the model is given.
+        padding: (examples, places) of it in the first batch, true where there is none of the sequence.
     """
     training, batch = subject.training, subject.seen.batch
-    cut = _cut(found.padding)
-    if cut is None or nested.rows(batch) != len(found.padding) or not _varies(subject, found.place):
+    cut = _cut(padding)
+    if cut is None or nested.rows(batch) != len(padding) or not _varies(subject, place):
         return
     if isinstance(training.model, torch.jit.ScriptModule):  # whose calls cannot be hooked
         return
@@ -113,7 +112,7 @@ def _varies(subject: Subject, place: str | None) -> bool:
     return len(widths) > 1
 
 
-def _pairs(one: list[mixing.Event], other: list[mixing.Event]) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(one: list[Event], other: list[Event]) -> Iterator[tuple[Tensor, Tensor]]:
     """What the loss got of the model, the last call first."""
     if len(one) == len(other):
         for a, b in reversed([*zip(one, other, strict=True)]):

@@ -38,7 +38,9 @@ _SEED = random.Random.seed.__code__
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield the finding where each reading of a loader is another: it draws numbers that no seed sets."""
     batches = subject.training.batches
-    if isinstance(batches, Iterator) or getattr(batches, "num_workers", 0):  # which cannot begin anew, or start long
+    if isinstance(batches, Iterator) or bool(
+        getattr(batches, "num_workers", None)
+    ):  # which cannot begin anew, or start long
         return
     began, most = time.perf_counter(), SHARE * subject.clock.left
     read: list[tuple[int, ...]] = []
