@@ -83,7 +83,7 @@ def findings(subject: Subject, place: str | None, padding: Tensor) -> Iterator[F
             f"outputs of {len(cut.real)} sequences move by {percent(moved)} of what tells them apart when"
             f" {cut.places - cut.kept} places of padding behind each of them are cut off: the model reads padding, and"
             " what it says of a sequence depends on the longest in its batch",
-            "pack the sequences (pack_padded_sequence), mask padding out of attention and averages, or sort by length",
+            "pack the sequences (pack_padded_sequence), or mask padding out of attention and averages",
             "a sequence's output is its own", ("batches", "model"),
             Measure("change of outputs with padding over their deviation", moved, method="eval mode, first batch"),
         )  # fmt: skip

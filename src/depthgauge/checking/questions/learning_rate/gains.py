@@ -29,8 +29,9 @@ def findings(training: Training) -> Iterator[Finding]:
         which = "the optimizer" if len(training.optimizer.param_groups) == 1 else f"parameter group {place}"
         yield Finding(
             "decay_on_gains", Status.LOOK,
-            f"weight decay {decay:g} of {which} takes {taken:.2g} rates in each step from the gains of"
-            f" {listed(told)}, and a step of Adam is at most about one rate long: they shrink, whatever the loss says",
+            f"weight decay {decay:g} of {which} takes {taken:.2g} times the rate in each step from the gains of"
+            f" {listed(told)}, and a step of Adam is at most about one rate long: they shrink, unless nearly all"
+            " gradients agree that they should not",
             "give gains and biases a parameter group of their own, with weight_decay=0",
             "normalizations keep the scale that the loss asks for", ("optimizer", *told[:5]),
             Measure("decay of a gain over the rate, a step", taken),
