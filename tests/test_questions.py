@@ -96,6 +96,22 @@ def test_an_undecided_verdict_shows_a_figure_that_is_undecided() -> None:
     assert question.verdict(CLAIM, answers, why="so", method="t").condition == "a at 1.5"
 
 
+def test_ratios_and_differences_have_units_of_their_own() -> None:
+    members = {
+        ("loss",): stats.against(sample(-1.0), 0.0, margin=0.5),
+        ("norm",): stats.against(np.exp(sample(-0.5)), 1.0, log=True, margin=1.1),
+    }
+    question = Question.of("q", ("what",), members, label="{what}")
+    units = {("loss",): "nats", ("norm",): "times"}
+    for shown in members:
+        verdict = question.verdict(CLAIM, not_above, why="so", method="t", shown=shown, unit=units)
+        assert (verdict.condition, verdict.unit) == (*shown, units[shown])
+    answers = {"loss": True, "norm": None}
+    assert question.verdict(CLAIM, answers, why="so", method="t", shown=("loss",), unit=units).unit == "times"
+    with pytest.raises(ValueError, match="'q' has ratios and differences: give each condition its unit"):
+        question.verdict(CLAIM, not_above, why="so", method="t", unit="nats")
+
+
 def test_a_family_is_corrected_once_and_apart_from_others() -> None:
     alone = stats.against(sample(0.1), 0.0)
     question = Question.of(

@@ -270,7 +270,7 @@ class Question:
         why: str,
         method: str,
         shown: Key | None = None,
-        unit: str = "",
+        unit: str | Mapping[Key, str] = "",
         says: str = "",
     ) -> Verdict:
         """A verdict on the claim: it holds where every condition says so, and depends where they differ.
@@ -283,14 +283,16 @@ class Question:
             method: what was measured and how the question was decided; how the interval was made is added.
             shown: the condition whose figure the verdict shows; without it the furthest from its reference. Where the
                 verdict is undecided, the furthest of those that are, in place of one that is decided.
-            unit: of the figures.
+            unit: of the figures; by condition where some are ratios and others differences.
             says: under which conditions it is true, where that can be said better than by listing them.
 
         Raises:
-            ValueError: nothing was asked.
+            ValueError: nothing was asked, or ratios and differences are to have one unit.
         """
         if not self.members:
             raise ValueError(f"question {self.name!r} was asked under no condition")
+        if isinstance(unit, str) and len({c.log for c in self.members.values()}) > 1:
+            raise ValueError(f"question {self.name!r} has ratios and differences: give each condition its unit")
         answers = (
             self._keyed(reading)
             if isinstance(reading, Mapping)
@@ -303,7 +305,7 @@ class Question:
         return Verdict(
             claim.id, claim.text, status,
             observed=figure.effect.value, low=figure.effect.low, high=figure.effect.high, predicted=figure.reference,
-            unit=unit, n=figure.effect.n, counted=self.counted, table=self.name,
+            unit=unit if isinstance(unit, str) else unit[key], n=figure.effect.n, counted=self.counted, table=self.name,
             condition=self.words(key) if len(self) > 1 else "",
             answer=str(figure.answer), reference=self.reference, margin=figure.margin, log=figure.log,
             says=says or self._says(answers), needed=self._needed(answers) if status is Status.INCONCLUSIVE else 0,

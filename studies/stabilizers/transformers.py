@@ -163,7 +163,8 @@ def against_plain(figures: pd.DataFrame, claim: Claim, name: str, other: str, ma
     told = HOW[other].format(*(float(f"{each[other].median():.3g}") for each in (one, plain)))
     means = [f"{each['sensitivity'].mean():.3f}" for each in (one, plain)]
     yield question.verdict(
-        claim, below, shown=("sensitivity of the loss",), unit="nats more than without it",
+        claim, below, shown=("sensitivity of the loss",),
+        unit={("sensitivity of the loss",): "nats more than without it", (TOLD[other],): "times that without it"},
         why=f"{told} (medians); the sensitivity is {means[0]} in place of {means[1]} nats",
         method=f"sensitivity: mean over rates of {RATES[0]:g} to {RATES[-1]:g} of the training loss, at most that at "
         f"the start, minus the least, paired t by seed, margin {NATS:g} nats; {TOLD[other]}: median of ratios, "
