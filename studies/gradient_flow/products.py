@@ -84,7 +84,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     means = question.where(quantity="mean growth")
     inside = Counter(key[0] for key, comparison in question.members.items() if comparison.inside)
     yield question.verdict(
-        PRODUCTS, agrees, shown=means.furthest, unit="ln a factor",
+        PRODUCTS, agrees, shown=means.furthest,
+        unit={key: "times the law's variance" if key[0] == VARIANCE else "ln a factor" for key in asked},
         says=tallied(question.read(agrees), "mean growths and variances"),
         why=f"{inside['mean growth']} of {len(means)} mean growths are Newman's within {MARGIN:g} a factor, and "
         f"{inside[VARIANCE]} of {len(scores)} variances the exact law's within a factor of {FACTOR:g}"

@@ -23,6 +23,7 @@ WALK = Claim(
     "at finite width the log-norm of a critical ReLU net is a random walk whose drift and variance are known exactly",
 )
 # Within both, the law's band of 95 % still holds at least 87 % of the networks.
+UNITS = {"mean": "of the law's deviations", "variance": "measured variance over the law's"}
 SHIFT = 1 / 3  # standard deviations of the law: means nearer to it than this are called the same
 FACTOR = 1.5  # variances within this factor of the law's are called the same
 WIDTHS = (8, 16, 64, 256)
@@ -67,7 +68,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "walk_networks", table
     yield "walk_bands", pd.concat(bands, ignore_index=True)
     yield walk.verdict(
-        WALK, agrees, shown=walk.where(quantity="variance").furthest, unit="measured variance over the law's",
+        WALK, agrees, shown=walk.where(quantity="variance").furthest,
+        unit={key: UNITS[key[0]] for key in walk.members},
         says=tallied(walk.read(agrees), "means and variances"),
         why=f"{sum(c.inside for c in walk.members.values())} of {len(walk)} means and variances are the law's"
         + walk.listed(agrees, {False: "beyond the margin:", None: "undecided:"}, lead="; ")

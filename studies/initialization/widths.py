@@ -82,7 +82,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "width_growth", growth_by_layer
     others = question.listed(agrees, {False: "beyond them:", None: "undecided:"})
     yield question.verdict(
-        WIDTH, agrees, shown=(VARIANCE, min(width for _, width in asked)), unit="times the law's variance",
+        WIDTH, agrees, shown=(VARIANCE, min(width for _, width in asked)),
+        unit={key: "times the law's variance" if key[0] == VARIANCE else "ln of the second moment" for key in asked},
         says=tallied(question.read(agrees), "means and variances"),
         why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} means and variances of ln growth "
         f"are the law's within their margins" + (f"; {others}" if others else ""),
