@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from urllib.parse import unquote, urlsplit
@@ -92,6 +93,14 @@ def cell(text: str) -> str:
     return text
 
 
+@functools.cache
+def _parser() -> MarkdownIt:
+    """The parser of authors' text."""
+    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    parser.validateLink = _any_link  # type: ignore[method-assign] # sees every link, to judge it itself
+    return parser
+
+
 class Prose:
     """Markdown by a study's author, as it stands in a page.
 
@@ -104,10 +113,9 @@ class Prose:
 
     def __init__(self, source: str) -> None:
         self._source = clean(source, newlines=True).strip()
-        self._parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-        self._parser.validateLink = _any_link  # type: ignore[method-assign] # sees every link, to judge it itself
-        self._tokens = self._parser.parse(self._source)
-        followed = self._parser.parse(f"{self._source}\n\nend")
+        parser = _parser()  # not kept: a section goes from one process to another, and its rules cannot
+        self._tokens = parser.parse(self._source)
+        followed = parser.parse(f"{self._source}\n\nend")
         closed = [token.content for token in followed[-3:]] == ["", "end", ""] and followed[-3].level == 0
         self.plain = not closed or any(_unsafe(token) for token in _flat(self._tokens))
         for token in self._tokens:
@@ -129,7 +137,8 @@ class Prose:
         """The text as HTML."""
         if self.plain:
             return Markup("\n").join(Markup("<p>{}</p>").format(part) for part in self._paragraphs())
-        return Markup(self._parser.renderer.render(self._tokens, self._parser.options, {}))  # noqa: S704 -- by markdown-it, no raw HTML in it
+        parser = _parser()
+        return Markup(parser.renderer.render(self._tokens, parser.options, {}))  # noqa: S704 -- by markdown-it, no raw HTML in it
 
     def _paragraphs(self) -> list[str]:
         return [clean(part) for part in re.split(r"\n{2,}", self._source)]

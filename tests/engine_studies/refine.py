@@ -35,6 +35,7 @@ def plot(findings):
 
 
 STUDY = Study(
+    method="**Refining.** It is *halved* again and again.",
     name="refine",
     question="Which rate is best?",
     presets={"quick": (Grid({"rate": (0.1, 0.25, 0.5)}, fixed={"stage": "first"}, seeds=4, chunk=2),)},

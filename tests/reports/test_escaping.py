@@ -1,6 +1,7 @@
 import csv
 import html
 import io
+import pickle
 import re
 
 import pandas as pd
@@ -200,6 +201,8 @@ def test_prose_keeps_its_markdown_and_lowers_its_headings():
     assert "<h4>One</h4>" in prose.html()
     assert "<code>&lt;b&gt;</code>" in prose.html()
     assert "<td>b</td>" in prose.html()
+    other = pickle.loads(pickle.dumps(prose))  # as where a study is examined in a process of its own
+    assert (other.html(), other.markdown()) == (prose.html(), prose.markdown())
 
 
 @given(st.text(alphabet="<>a!&;#[]()`:/|-\n *=\"'\\~"))
