@@ -22,8 +22,8 @@ WALK = Claim(
     "gradient_flow/walk",
     "at finite width the log-norm of a critical ReLU net is a random walk whose drift and variance are known exactly",
 )
-# Within both, the law's band of 95 % still holds at least 87 % of the networks.
 UNITS = {"mean": "of the law's deviations", "variance": "measured variance over the law's"}
+# Within both, the law's band of 95 % still holds at least 87 % of the networks.
 SHIFT = 1 / 3  # standard deviations of the law: means nearer to it than this are called the same
 FACTOR = 1.5  # variances within this factor of the law's are called the same
 WIDTHS = (8, 16, 64, 256)

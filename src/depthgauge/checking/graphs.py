@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,13 @@ from torch import Tensor
 from depthgauge.checking.terms import Term, below, short, signed, terms_of
 
 _OF_SCORES = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "LogSigmoid"})
+
+
+def softmaxes(graph: Iterable[Any]) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Yield of each softmax of a graph's nodes its shape, and the dimension along which it adds up to 1."""
+    for node in graph:
+        if short(node) in {"Softmax", "LogSoftmax"}:
+            yield tuple(node._saved_result.shape), signed(node._saved_dim) % max(node._saved_result.dim(), 1)
 
 
 @dataclass(frozen=True, eq=False)

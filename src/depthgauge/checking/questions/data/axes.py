@@ -10,13 +10,13 @@ from torch import Tensor
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
-from depthgauge.checking.graphs import nodes
+from depthgauge.checking.graphs import nodes, softmaxes
 from depthgauge.checking.questions.data.called import watched
 from depthgauge.checking.questions.data.held import Held
 from depthgauge.checking.questions.data.outputs import Outputs
 from depthgauge.checking.questions.reproducibility import mixing
 from depthgauge.checking.subject import Subject
-from depthgauge.checking.terms import short, signed
+from depthgauge.checking.terms import short
 from depthgauge.restoring import random_states_kept
 from depthgauge.workload import Training
 
@@ -69,7 +69,7 @@ def _softmax(graph: Sequence[Any], outputs: Outputs, pairs: Sequence[Held]) -> I
         for pair in pairs
         if pair.classes is not None and outputs.free[pair.leaf].dim() == 2 and outputs.free[pair.leaf].shape[1] != count
     }
-    if shapes and any(along == 0 and shape in shapes for shape, along in _made(graph)):
+    if shapes and any(along == 0 and shape in shapes for shape, along in softmaxes(graph)):
         yield Finding(
             "softmax_over_examples", Status.BROKEN,
             f"a softmax of the loss goes along dimension 0, over the {count} examples: their"
@@ -106,18 +106,11 @@ def _rowwise(training: Training, batch: Any) -> list[tuple[int, tuple[int | None
             graph = list(nodes(training.value(batch)))
     except Exception:  # noqa: BLE001 - a module may ask for a number of examples; others are tried
         return found
-    for shape, along in _made(graph):
+    for shape, along in softmaxes(graph):
         others = [size for dim, size in enumerate(shape) if dim != along]
         if shape[along] == count and count not in others and max(others, default=1) > 1:
             found.append((along, tuple(None if dim == along else size for dim, size in enumerate(shape))))
     return found
-
-
-def _made(graph: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Of each softmax: its shape, and the dimension along which it adds up to 1."""
-    for node in graph:
-        if short(node) in {"Softmax", "LogSoftmax"}:
-            yield tuple(node._saved_result.shape), signed(node._saved_dim) % node._saved_result.dim()
 
 
 def _over_places(graph: Sequence[Any], outputs: Outputs, pairs: Sequence[Held]) -> Iterator[Finding]:
@@ -133,7 +126,7 @@ def _over_places(graph: Sequence[Any], outputs: Outputs, pairs: Sequence[Held]) 
         if not _is_one(logs, own) and (over := next((dim for dim in others if _is_one(logs, dim)), None)) is not None:
             yield _along_other(over, own, output, "model")
             return
-    made = list(_made(graph))
+    made = list(softmaxes(graph))
     for shape, own in classes.items():
         dims = {dim for of, dim in made if of == tuple(shape)}
         if len(shape) > 2 and dims and own not in dims and 0 not in dims:

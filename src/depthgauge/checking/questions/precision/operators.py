@@ -20,17 +20,7 @@ LOSS = "loss"  # where no module is being called
 _UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided")  # whose values mean nothing yet
 _ON_PURPOSE = ("masked_fill", "fill", "full", "full_like", "where", "scalar_tensor", "log")  # of infinity
 _ADDED = ("add", "clamp", "clamp_min", "clamp_")
-_KEPT = (
-    "_to_copy",
-    "clone",
-    "neg",
-    "abs",
-    "view",
-    "_unsafe_view",
-    "squeeze",
-    "unsqueeze",
-    "sum",
-)  # of what was guarded
+_CARRYING = ("_to_copy", "clone", "neg", "abs", "view", "_unsafe_view", "squeeze", "unsqueeze", "sum")  # a guard on
 _GUARDED = ("sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "pow")
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "mv", "dot", "_scaled_dot_product_flash_attention_for_cpu")
 
@@ -183,7 +173,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def _carried(self, name: str, args: Any) -> Guard | None:
         """The lost guard of what this operator only copies, widens or adds up."""
-        if name not in _KEPT or not (args and isinstance(args[0], Tensor)):
+        if name not in _CARRYING or not (args and isinstance(args[0], Tensor)):
             return None
         held = self._guards.get(_key(args[0]))
         return None if held is None else held[1:]

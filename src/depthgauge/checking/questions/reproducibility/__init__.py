@@ -118,13 +118,11 @@ def _repeated(asked: _Asked) -> None:
 
 def _reseeded(asked: _Asked) -> None:
     """Generators that a step sets to one state, and a loader whose generator nobody has set to any."""
-    for each in ordering.findings(asked.subject):
-        asked.findings.append(each)
-        asked.said.append(each.text)
+    found = list(ordering.findings(asked.subject))
     if asked.fits(2 * len(reseeding.SEEDS)):
-        for each in reseeding.findings(asked.subject):
-            asked.findings.append(each)
-            asked.said.append(each.text)
+        found += reseeding.findings(asked.subject)
+    asked.findings += found
+    asked.said += [each.text for each in found]
 
 
 def _mixed(asked: _Asked) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from depthgauge import nested, seeding
 from depthgauge.checking.attributes import attributes_kept
-from depthgauge.checking.graphs import nodes
+from depthgauge.checking.graphs import nodes, softmaxes
 from depthgauge.checking.questions.reproducibility.calls import Event, recorded
 from depthgauge.checking.terms import below, short, signed
 from depthgauge.restoring import random_states_kept
@@ -240,13 +240,9 @@ def _along(training: Training, part: Any, count: int) -> str:
     """A softmax along the examples' dimension, in the loss's graph."""
     with attributes_kept(training), training.untouched():
         training.model.eval()
-        for node in nodes(training.value(part)):
-            if node.name() in {"SoftmaxBackward0", "LogSoftmaxBackward0"}:
-                shape = list(node._saved_result.shape)
-                along = signed(node._saved_dim) % max(len(shape), 1)
-                if len(shape) > 1 and shape[along] == count and shape.count(count) == 1:
-                    return "softmax"
-    return ""
+        made = softmaxes(nodes(training.value(part)))
+        found = any(len(shape) > 1 and shape[along] == count and shape.count(count) == 1 for shape, along in made)
+    return "softmax" if found else ""
 
 
 def _normalized(training: Training, part: Any, count: int) -> str:

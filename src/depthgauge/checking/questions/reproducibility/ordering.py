@@ -38,9 +38,8 @@ _SEED = random.Random.seed.__code__
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield the finding where each reading of a loader is another: it draws numbers that no seed sets."""
     batches = subject.training.batches
-    if isinstance(batches, Iterator) or bool(
-        getattr(batches, "num_workers", None)
-    ):  # which cannot begin anew, or start long
+    workers: object = getattr(batches, "num_workers", None)
+    if isinstance(batches, Iterator) or workers:  # it cannot begin anew, or takes long to
         return
     began, most = time.perf_counter(), SHARE * subject.clock.left
     read: list[tuple[int, ...]] = []

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing
-from typing import Any, cast
+from contextlib import ExitStack
 
 import numpy as np
 from torch import nn
@@ -13,7 +12,7 @@ from torch import nn
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.questions.data.passing import DROPS
 from depthgauge.checking.questions.signal.wiring import MOST_WHERE
-from depthgauge.checking.steps import losses, step
+from depthgauge.checking.steps import go_on, losses
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import listed, percent
 
@@ -64,9 +63,7 @@ def _after(subject: Subject, rates: Mapping[str, tuple[nn.Module, str, float]], 
         for module, attribute, rate in rates.values():
             stack.callback(setattr, module, attribute, rate)
             setattr(module, attribute, 1 - rate)
-        with closing(cast("Any", training.stream())) as stream:
-            for _ in range(steps):
-                if not math.isfinite(step(training, next(stream))):
-                    return math.inf
+        if go_on(training, steps) < steps:
+            return math.inf
         training.model.eval()
         return float(np.mean(losses(training, batches)))
