@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,49 @@ def test_studies_are_examined_side_by_side_and_one_that_cannot_be_is_left_out(
         importlib.import_module("depthgauge.cli.growing"), "is_todays", lambda _, study: study.name == "walk"
     )
     assert list(side_by_side(stored, ("refine", "walk"))) == ["walk"]
+
+
+def test_what_cannot_be_examined_beside_the_run_is_told(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("depthgauge.cli.growing")
+
+    def examined(directory: Path, name: str, do: Callable[..., Any] = module.examined) -> Any:
+        if name == "walk":
+            raise TypeError("cannot pickle\nwhat it holds")
+        return do(directory, name)
+
+    monkeypatch.setattr(module, "examined", examined)
+    assert list(side_by_side(stored, ("refine", "walk"))) == ["refine"]
+    told = (
+        "walk: examining it beside the run failed (TypeError: cannot pickle what it holds); it is examined once more\n"
+    )
+    assert capsys.readouterr().err == told
+
+
+def test_processes_that_are_lost_are_told(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: object) -> Future[Any]:
+        raise BrokenExecutor("a process ended")
+
+    monkeypatch.setattr(Beside, "submit", lost)
+    assert side_by_side(stored, ("refine", "walk")) == {}
+    told = "examining it beside the run failed (BrokenExecutor: a process ended); it is examined once more"
+    assert capsys.readouterr().err.splitlines() == [f"refine: {told}", f"walk: {told}"]
+
+
+def test_pages_that_cannot_be_written_while_the_run_goes_on_are_told(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(importlib.import_module("depthgauge.cli.growing"), "_write", full)
+    with growing(stored, ("refine", "walk"), 2, lambda _: None) as (follow, sections):
+        follow(Progress("walk", 2, 2, 0, ended="walk"))
+        assert list(sections()) == ["walk"]
+    assert "the page did not grow to its end (OSError: no space); it is written once more" in capsys.readouterr().err
 
 
 def test_pages_have_what_is_examined_and_name_what_is_not(stored: Path) -> None:

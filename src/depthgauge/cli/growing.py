@@ -20,6 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from depthgauge.cli import output
+from depthgauge.foreign import describe_error
+
 if TYPE_CHECKING:
     from depthgauge.discovery import Found
     from depthgauge.progress import Progress
@@ -71,7 +74,7 @@ class Growing:
         self._directory = directory.absolute()
         self._studies = tuple(studies)
         self._shown = shown
-        self._futures: list[Future[Section | None]] = []
+        self._futures: dict[str, Future[Section | None]] = {}
         self._pages: Future[None] | None = None  # the last that were begun
         self._written = 0  # sections that they have
 
@@ -101,28 +104,51 @@ class Growing:
 
     def examine(self, name: str) -> None:
         """Begin to examine a study, all of whose rows are stored."""
-        with contextlib.suppress(BrokenExecutor):  # what is not examined now is at the end
-            self._futures.append(self._executor.submit(examined, self._directory, name))
+        self._futures[name] = self._begun(examined, self._directory, name)
 
     def sections(self) -> dict[str, Section]:
-        """The studies that were examined without an error, by name; waits for them."""
+        """The studies that were examined without an error, by name; waits for them, says what failed."""
         self._rest()
         if self._shown:
             self._write()
             self._rest()
         self._show()
+        self._tell()
         return self._examined()
+
+    def _begun(self, work: Callable[..., Any], *arguments: object) -> Future[Any]:
+        """Begin what one of the processes is to do; it has failed where none is left."""
+        try:
+            return self._executor.submit(work, *arguments)
+        except BrokenExecutor as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
 
     def _rest(self) -> None:
         """Wait for what the processes do."""
-        begun: list[Future[Any]] = [*self._futures]
+        begun: list[Future[Any]] = [*self._futures.values()]
         if self._pages:
             begun.append(self._pages)
         wait(begun)
 
     def _examined(self) -> dict[str, Section]:
-        done = [future for future in self._futures if future.done() and not isinstance(future.exception(), Exception)]
+        done = [
+            future
+            for future in self._futures.values()
+            if future.done() and not isinstance(future.exception(), Exception)
+        ]
         return {section.name: section for future in done if (section := future.result()) is not None}
+
+    def _tell(self) -> None:
+        """Say which studies are examined once more at the end, and why; all pages are written then anyhow."""
+        for name, future in self._futures.items():
+            if error := future.exception():
+                output.say(
+                    f"{name}: examining it beside the run failed ({describe_error(error)}); it is examined once more"
+                )
+        if self._pages and (error := self._pages.exception()):
+            output.say(f"the page did not grow to its end ({describe_error(error)}); it is written once more")
 
     def _write(self) -> None:
         """Begin the pages of all examined so far, unless others are being written, or have the same."""
@@ -131,8 +157,7 @@ class Growing:
             return
         self._written = len(sections)
         coming = tuple(name for name in self._studies if name not in sections)
-        with contextlib.suppress(BrokenExecutor):  # all pages are written at the end
-            self._pages = self._executor.submit(_write, self._directory, tuple(sections.values()), coming)
+        self._pages = self._begun(_write, self._directory, tuple(sections.values()), coming)
 
     def _show(self) -> None:
         page = self._directory / "report" / "index.html"
