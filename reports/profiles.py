@@ -24,11 +24,13 @@ from depthgauge.reports.escaping import slug
 from depthgauge.reports.numbers import NOTHING, number, quantity
 from depthgauge.reports.pages import HTML, MARKDOWN, described
 from depthgauge.reports.profile_reading import READING
-from depthgauge.reports.rendering import replacing, strict
+from depthgauge.reports.rendering import strict
+from depthgauge.reports.replacing import replacing
 from depthgauge.reports.side_by_side import by_format
 from depthgauge.reports.tables import Column, Table, csv_text
 from depthgauge.stats import Estimate
 
+HELD = "profiles.json"  # the machine's view, by which a report of profiles is known
 _SHOWN = 15  # rows of a table that are printed
 _RESERVED = frozenset({"report", "index"})
 _LARGEST = 3  # opportunities that are told
@@ -82,7 +84,7 @@ def render(
             profiles.append(analyse(captured, trace))
             pages.append(_page(profiles[-1]))
             timelines[pages[-1].timeline] = trace_page.page(trace, captured.label)
-    with replacing(folder / "report") as report:
+    with replacing(folder / "report", HELD) as report:
         _write(report, profiles, pages)
         for name, text in timelines.items():
             (report / name).write_bytes(text.encode())
@@ -122,7 +124,7 @@ def _write(report: Path, profiles: Sequence[Profile], pages: Sequence[Page]) -> 
         (report / f"{page.slug}.md").write_bytes(text.encode())
     (report / "report.md").write_bytes(MARKDOWN.get_template("profiles.md.j2").render(**about).encode())
     (report / "index.html").write_bytes(HTML.get_template("profiles.html.j2").render(**about).encode())
-    (report / "profiles.json").write_bytes(_as_json(profiles, pages).encode())
+    (report / HELD).write_bytes(_as_json(profiles, pages).encode())
 
 
 # -- one profile -------------------------------------------------------------------------------------------------------

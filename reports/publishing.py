@@ -15,7 +15,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from depthgauge.reports.rendering import replacing
+from depthgauge.reports.rendering import FINDINGS
+from depthgauge.reports.replacing import replacing
 
 LONG = 20_000  # bytes of a table that is compressed: shorter ones are read in place
 
@@ -38,10 +39,10 @@ def publish(report: Path, place: Path) -> int:
         FileNotFoundError: `report` is none, or the parent of `place` is missing.
         OSError: it could not be written; what was at `place` is still there.
     """
-    if not (report / "findings.json").is_file():
+    if not (report / FINDINGS).is_file():
         raise FileNotFoundError(f"{report} is no report: it has no findings.json")
     packed = {path.stem for path in (report / "tables").glob("*.csv") if path.stat().st_size > LONG}
-    with replacing(place) as folder:
+    with replacing(place, FINDINGS) as folder:
         for kind in ("figures", "tables"):
             (folder / kind).mkdir()
         for path in sorted((report / "figures").glob("*.png")):
@@ -51,7 +52,7 @@ def publish(report: Path, place: Path) -> int:
             if path.stem in packed:
                 name, content = f"{name}.gz", gzip.compress(content, mtime=0)
             (folder / "tables" / name).write_bytes(content)
-        for path in sorted((*report.glob("*.md"), *report.glob("*.html"), report / "findings.json")):
+        for path in sorted((*report.glob("*.md"), *report.glob("*.html"), report / FINDINGS)):
             text = path.read_text(encoding="utf-8")
             shorter = _findings(text, packed) if path.suffix == ".json" else _page(text, packed)
             (folder / path.name).write_text(shorter, encoding="utf-8")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,12 @@ from depthgauge.reports import pages
 from depthgauge.reports.content import Section, examine
 from depthgauge.reports.escaping import clean
 from depthgauge.reports.headlines import by_topic
+from depthgauge.reports.replacing import replacing, restore
 from depthgauge.store import Stored
 from depthgauge.study import Study
 from depthgauge.verdict import Verdict
+
+FINDINGS = "findings.json"  # the machine's view, by which a report of studies is known
 
 
 class IncompleteReportError(Exception):
@@ -61,7 +62,8 @@ def render(
         OSError: it could not be written; an earlier report is still there.
     """
     path = stored.directory / "report"
-    if lost := [name for name in _answered(path / "findings.json") & set(stored.studies) if name not in studies]:
+    restore(path)
+    if lost := [name for name in _answered(path / FINDINGS) & set(stored.studies) if name not in studies]:
         raise LostStudyError(
             clean(
                 f"the report in {path} stays as it is: without the code of {' and '.join(sorted(lost))} a new one would"
@@ -80,7 +82,7 @@ def render(
             errors[name] = raised
     sections = list(by_topic(sections))
     tell("writing pages")
-    with replacing(path) as folder:
+    with replacing(path, FINDINGS) as folder:
         _write(folder, sections, stored.run)
     if errors:
         problems = {section.name: section.problems[0] for section in sections if section.name in errors}
@@ -99,9 +101,10 @@ def render_partly(stored: Stored, sections: Sequence[Section], coming: Sequence[
         coming: names of the others.
     """
     path = stored.directory / "report"
-    if _answered(path / "findings.json") - {section.name for section in sections}:
+    restore(path)
+    if _answered(path / FINDINGS) - {section.name for section in sections}:
         return False
-    with replacing(path) as folder:
+    with replacing(path, FINDINGS) as folder:
         _write(folder, list(by_topic(sections)), {**stored.run, "coming": list(coming)})
     return True
 
@@ -127,7 +130,7 @@ def _write(folder: Path, sections: list[Section], run: Mapping[str, Any]) -> Non
         (folder / f"{section.slug}.md").write_bytes(pages.study_page(section, run).encode())
     (folder / "report.md").write_bytes(pages.report_page(sections, run).encode())
     (folder / "index.html").write_bytes(pages.index_page(sections, run).encode())
-    (folder / "findings.json").write_bytes(findings(sections, run).encode())
+    (folder / FINDINGS).write_bytes(findings(sections, run).encode())
 
 
 def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
@@ -179,34 +182,3 @@ def strict(value: Any) -> Any:
             return str(float(value))
         case _:
             return value
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` once it is filled, and vanishes if that fails."""
-    new, old = (path.with_name(f".depthgauge.{path.name}.{part}") for part in ("new", "old"))
-    for rest in (new, old):  # of a rendering that was killed
-        _remove(rest)
-    new.mkdir()
-    try:
-        yield new
-    except BaseException:
-        _remove(new)
-        raise
-    before = path.exists() or path.is_symlink()
-    if before:
-        path.rename(old)
-    try:
-        new.rename(path)
-    except BaseException:
-        if before:
-            old.rename(path)
-        raise
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -182,6 +182,15 @@ def test_a_folder_that_takes_no_profile_is_one_sentence(
     assert f"the profile cannot be written to there: {told}" in sentence(call("profile", *words), 1)
 
 
+def test_no_report_takes_the_place_of_somebody_s(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "thesis.tex").write_text("precious")
+    told = sentence(call("profile", "mlp", "--out", "."), 1)
+    assert "report is there and is no report of this kind: it has no profiles.json" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]  # nothing was measured
+    assert (tmp_path / "report" / "thesis.tex").read_text() == "precious"
+
+
 def test_a_model_in_which_nothing_trains_is_one_sentence(call: Call, tmp_path: Path) -> None:
     (tmp_path / "weightless.py").write_text("from torch import nn\ndef make(): return nn.Flatten()\n")
     told = "weightless:make has no parameter that trains, so that there is no training step to profile"
@@ -258,6 +267,12 @@ def test_traces_as_pages(call: Call, profiled: Path, tmp_path: Path) -> None:
     (one,) = (tmp_path / "traces/mlp-batch8").glob("*.gz")
     assert call("profile", "trace", str(one), "--html", "one.html").stdout == "one.html\n"
     assert "there are 2 traces" in sentence(call("profile", "trace", "traces", "--html", "one.html"), 2)
+    shutil.copy(one, twin := one.with_name("twin.pt.trace.json.gz"))
+    twin.with_suffix("").write_bytes(gzip.decompress(one.read_bytes()))
+    names = {Path(line).name for line in call("profile", "trace", str(one.parent)).stdout.splitlines()}
+    assert {"twin.html", "twin.gz.html"} < names
+    for each in (twin, twin.with_suffix("")):
+        each.unlink()
     (tmp_path / "traces/broken.pt.trace.json").write_text("[1]")
     broken = call("profile", "trace", "traces")
     assert "traces/broken.pt.trace.json is not a trace of torch.profiler" in sentence(broken, 1)

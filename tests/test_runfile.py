@@ -325,6 +325,15 @@ def test_nothing_outside_is_written_or_deleted_through_a_link(here, place, fresh
         assert ran.exit_code == 0, ran.output
 
 
+def test_no_report_takes_the_place_of_somebody_s(here):
+    shutil.rmtree(here / "x" / "report", ignore_errors=True)
+    (here / "x" / "report").mkdir()
+    (here / "x" / "report" / "thesis.tex").write_text("precious")
+    assert "report holds 'thesis.tex' and no findings.json, and a report would take its place" in sentence(call(*RUN))
+    assert call(*RUN, "--fresh").exit_code == 0
+    assert [path.read_text() for path in (here / "x").glob("report.*.aside/thesis.tex")] == ["precious"]
+
+
 def test_a_run_json_asks_for_no_file_outside(here):
     for name in ("notes.md", "d.parquet"):
         (here / name).write_text("precious")

@@ -31,6 +31,20 @@ def check_ours(folder: Folder) -> None:
             raise StoreError(f"{folder.path} is not a run directory: it holds {foreign[0]!r} and no run.json")
 
 
+def check_report(folder: Folder) -> None:
+    """Check that a report may be written there: what its place holds is a report, or nothing.
+
+    Raises:
+        StoreError: it is somebody's.
+    """
+    kind, held = folder.kind(("report",)), folder.names(("report",))
+    if kind == "file" or (kind == "folder" and held and not folder.kind(("report", "findings.json"))):
+        what = "is a file" if kind == "file" else f"holds {held[0]!r} and no findings.json"
+        raise StoreError(
+            f"{folder.path / 'report'} {what}, and a report would take its place: move it, or use another --out"
+        )
+
+
 def locked(folder: Folder) -> int:
     """A descriptor that holds the folder's lock until it is closed.
 
@@ -85,6 +99,7 @@ def forget(folder: Folder) -> None:
     for below, _ in reversed(_own_entries(folder, set())):
         folder.remove_empty(below)
         _give_way(folder, below, "folder")
+    _give_way(folder, ("report",), "")  # a report takes the place of all that is there
     _give_way(folder, (runfile.NAME,), "file")
     folder.remove((runfile.NAME,))
 

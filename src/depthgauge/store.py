@@ -235,6 +235,7 @@ class Store:
         if fresh:
             housekeeping.forget(self._folder)
         else:
+            housekeeping.check_report(self._folder)
             self._resume()
         self._save()  # before the first chunk: what has chunks has a run.json
         self._folder.make((housekeeping.WORK,))

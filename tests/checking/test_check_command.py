@@ -150,6 +150,16 @@ def test_files_json_and_a_baseline(call: Call, answers: Any, tmp_path: Path) -> 
     assert lost.stdout == "", "it is refused before half a minute is spent"
 
 
+def test_no_page_takes_the_place_of_somebody_s(call: Call, answers: Any, tmp_path: Path) -> None:
+    answers(Status.FINE, Status.FINE)
+    (tmp_path / "index.html").write_text("precious")
+    result = call("checked_nets:setup", "--out", ".")
+    assert result.exit_code == 1
+    assert "a page is there that is no check's" in result.stderr
+    assert (tmp_path / "index.html").read_text() == "precious"
+    assert result.stdout == "", "it is refused before half a minute is spent"
+
+
 def test_one_of_our_models_and_a_module_with_inputs_of_its_own(call: Call, answers: Any) -> None:
     answers(Status.FINE, Status.FINE)
     ours = call("--model", "softmax_regression", "--data", "digits", "--batch", "16", "--lr", "0.5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Mapping
@@ -65,7 +66,8 @@ def _answer(answer: Answer) -> dict[str, Any]:
 
 
 def write(checked: Found, folder: Path, earlier: Found | None = None) -> Path:
-    """Write everything, `check.json` last, and return the path of `index.html`."""
+    """Write everything, `check.json` last, and return the path of `index.html`; as `check_place`."""
+    check_place(folder)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {answer.id: evidence.drawn(answer) for answer in checked.asked}
     changes = None if earlier is None else against(checked, earlier)
@@ -81,6 +83,18 @@ def write(checked: Found, folder: Path, earlier: Found | None = None) -> Path:
     text = json.dumps(as_dict(checked, changes), indent=1, allow_nan=False)
     _put(folder / "check.json", f"{text}\n".encode())
     return folder / "index.html"
+
+
+def check_place(folder: Path) -> None:
+    """Check that the page of a check may be written there.
+
+    Raises:
+        FileExistsError: somebody's `index.html` is there, and no check's.
+    """
+    page = folder / "index.html"
+    if page.exists() and not any((folder / name).exists() for name in ("check.json", "card.md")):
+        why = "a page is there that is no check's, and one of a check would take its place"
+        raise FileExistsError(errno.EEXIST, why, str(page))
 
 
 def _put(path: Path, content: bytes) -> None:

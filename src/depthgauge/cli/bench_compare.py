@@ -76,7 +76,7 @@ def compare(
     else:
         _print_sessions(sessions)
         if page:
-            output.tell(str(page))
+            output.tell(output.plain(str(page)))
     context.exit(exit_code(row.pace for row in sessions.rows))
 
 

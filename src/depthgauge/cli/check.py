@@ -99,6 +99,7 @@ def check(
 
 def _require(folder: Path) -> None:
     """Make sure of the folder before half a minute is spent on what goes there."""
+    from depthgauge.checking.written import check_place
     from depthgauge.store import storage_errors
 
     with storage_errors(f"the check cannot be written to {folder}"):
@@ -107,6 +108,7 @@ def _require(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        check_place(folder)
 
 
 def _earlier(path: Path) -> Checked:

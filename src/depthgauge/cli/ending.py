@@ -36,7 +36,8 @@ def tell(path: Path, sections: Sequence[Section]) -> None:
     """
     for line in _found(sections):
         output.tell(_fitted(line))
-    output.tell(f"{path.with_name('index.html')}\n{path}")
+    output.tell(output.plain(str(path.with_name("index.html"))))
+    output.tell(output.plain(str(path)))
 
 
 def show(page: Path) -> None:

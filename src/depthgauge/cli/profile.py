@@ -130,10 +130,17 @@ def profile(
         _check_presets(models)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns of memory that is older than the trace
     with sentences():
+        _check_place(out)
         settings = [_valid({"model": model, **setting}, asked) for model in dict.fromkeys(models)]
         for one in settings:
             _measure(one, asked, seconds, out)
         render_profiles(out)
+
+
+def _check_place(out: Path) -> None:
+    from depthgauge.reports.replacing import check_place
+
+    check_place(out / "report", "profiles.json")
 
 
 def _check_presets(models: tuple[str, ...]) -> None:
@@ -259,7 +266,8 @@ def render_profiles(out: Path) -> None:
     try:
         with storage_errors(f"the report of {out} cannot be written"):
             path = render(out, progress=output.say, found=lambda line: output.tell(output.plain(line)))
-            output.tell(f"{path.with_name('index.html')}\n{path}")
+            output.tell(output.plain(str(path.with_name("index.html"))))
+            output.tell(output.plain(str(path)))
     except (ProfileError, TraceError) as error:
         raise click.ClickException(str(error)) from error
 

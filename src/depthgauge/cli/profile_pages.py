@@ -90,7 +90,7 @@ def diff(*, before: str, after: str, folder: Path, page: Path | None, as_json: b
         for sentence in profile_difference.sentences(change):
             output.tell(output.plain(sentence))
         _print(profile_difference.table(change))
-        output.tell(str(place))
+        output.tell(output.plain(str(place)))
 
 
 def _print(table: Table) -> None:
@@ -169,11 +169,12 @@ def trace(*, places: tuple[Path, ...], page: Path | None) -> None:
         failed: list[TraceError] = []
         for path in found:
             stem = path.name.partition(".pt.trace.json")[0]
-            place = page or path.with_name(f"{stem}.html")
+            twin = path.suffix == ".gz" and path.with_suffix("") in found  # the same trace twice, or another
+            place = page or path.with_name(f"{stem}.gz.html" if twin else f"{stem}.html")
             check_page(place)
             try:
                 write_page(place, trace_page.page(read(path), stem))
-                output.tell(str(place))
+                output.tell(output.plain(str(place)))
             except TraceError as error:  # the others are wanted
                 failed.append(error)
         if failed:
