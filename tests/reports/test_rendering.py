@@ -621,6 +621,7 @@ def test_an_earlier_report_is_replaced_as_a_whole(stored, study):
     report = stored.directory / "report"
     report.mkdir()
     (report / "stale.md").write_text("old")
+    (report / "findings.json").write_text("{}")
     (stored.directory / ".depthgauge.report.new").mkdir()
     (stored.directory / ".depthgauge.report.new" / "half.md").write_text("from a rendering that was killed")
     render(stored, {"gradient_flow": study})
