@@ -185,6 +185,7 @@ WRONG = {
     (*FOUND, "--opne"): "there is no option --opne; did you mean --open?",
     (*FOUND, "--preset", "quik"): "study 'walk' has no preset 'quik'; did you mean 'quick'?",
     (*FOUND, "--preset", "zzz"): "study 'walk' has no preset 'zzz'; it has quick, standard",
+    ("run", "--preset", "standart"): "study 'gradient_flow' has no preset 'standart'; did you mean 'standard'?",
     (*FOUND, "--device", "cpuu"): "there is no device 'cpuu'; did you mean 'cpu'?",
     ("run", "--seeds", "0"): "Invalid value for '--seeds': 0 is not in the range 1<=x<=1000000000.",
     ("run", "--seeds", "many"): "Invalid value for '--seeds': 'many' is not a valid whole number.",

@@ -103,8 +103,9 @@ def choose(studies: Sequence[str | Study], preset: str, sources: Sequence[str]) 
         every = discovery.discover(sources)
         if not every:
             raise discovery.UnknownStudyError("there are no studies to run")
-        return sorted(every, key=lambda study: topics.place(study.topic))  # in the order of a report
-    chosen = [study if isinstance(study, Study) else discovery.find(study, sources) for study in studies]
+        chosen: list[Found | Study] = sorted(every, key=lambda study: topics.place(study.topic))  # as in a report
+    else:
+        chosen = [study if isinstance(study, Study) else discovery.find(study, sources) for study in studies]
     for study in chosen:
         if study.presets:  # a file that computes them is asked once it is imported
             discovery.check_preset(study.name, preset, tuple(study.presets))
