@@ -6,11 +6,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from depthgauge import jsonfile, stats
 from depthgauge.stats import Comparison
@@ -97,6 +96,15 @@ class Drift:
         return text
 
 
+@dataclass(frozen=True)
+class _Baseline:
+    """What a file of stored figures holds."""
+
+    seeds: tuple[int, ...]
+    figures: Figures
+    versions: Mapping[str, object]
+
+
 def measured(
     path: Path,
     make: Make,
@@ -109,7 +117,8 @@ def measured(
     """Make the figures, and store them or hold them against the stored ones.
 
     Raises:
-        ValueError: neither margin nor ratio, or both; no seeds, or one twice; a name that is no file's.
+        ValueError: neither margin nor ratio, or both; no seeds, or one twice; a name that is no file's; the baseline is
+            damaged, or of other figures; a figure without a margin.
         FileNotFoundError: there is no baseline.
     """
     seeds = [int(seed) for seed in seeds]
@@ -123,25 +132,44 @@ def measured(
         raise ValueError(f"a baseline's name becomes a file's: letters, digits, '.', '_' and '-', not {path.stem!r}")
     if not update and not path.is_file():
         raise FileNotFoundError(f"no baseline {path}: run pytest --numerics-update, and commit the file")
-    figures = _figures(make, seeds)
-    if update:
+    stored = None if update else _read(path)
+    figures = _figures(make, seeds, lambda names: _check_names(path, stored, names, margin))
+    if stored is None:
         _write(path, seeds, figures)
         return Drift(path, {})
-    return held_against(path, seeds, figures, margin, ratio)
+    return _held_against(path, stored, seeds, figures, margin, ratio)
 
 
-def _figures(make: Make, seeds: Sequence[int]) -> Figures:
-    rows = []
+def _figures(make: Make, seeds: Sequence[int], check: Callable[[Collection[str]], None]) -> Figures:
+    """Figures by name, over seeds; their names are checked once the first seed has told them."""
+    rows: list[dict[str, float]] = []
     for seed in seeds:
         value = make(seed)
         rows.append(dict(value) if isinstance(value, Mapping) else {ONLY: value})
-    if any(row.keys() != rows[0].keys() for row in rows):
-        raise ValueError("make(seed) gives figures of the same names for every seed")
+        if rows[-1].keys() != rows[0].keys():
+            raise ValueError("make(seed) gives figures of the same names for every seed")
+        if len(rows) == 1:
+            check(rows[0].keys())
     return {name: tuple(float(row[name]) for row in rows) for name in rows[0]}
 
 
-def held_against(
+def _check_names(
+    path: Path, stored: _Baseline | None, names: Collection[str], margin: float | Mapping[str, float] | None
+) -> None:
+    """Check that the baseline is of these figures, and that each has a margin.
+
+    Raises:
+        ValueError: it is not, or one has none.
+    """
+    if stored and stored.figures.keys() != set(names):
+        raise ValueError(f"{path} holds {', '.join(stored.figures)}, and now there are {', '.join(names)}: store them anew")
+    if isinstance(margin, Mapping) and (without := [name for name in names if name not in margin]):
+        raise ValueError(f"margin has no {', '.join(without)}, which make(seed) gives: it has {', '.join(margin)}")
+
+
+def _held_against(
     path: Path,
+    stored: _Baseline,
     seeds: Sequence[int],
     figures: Figures,
     margin: float | Mapping[str, float] | None,
@@ -150,22 +178,14 @@ def held_against(
     """Figures of now against those of a file, as one family.
 
     Seeds that both have are compared in pairs; where these are not all, the samples are compared unpaired.
-
-    Raises:
-        ValueError: the file is no baseline, or of other figures.
     """
-    stored = _read(path)
-    old: Figures = {name: tuple(map(_number, values)) for name, values in stored["figures"].items()}
-    if old.keys() != figures.keys():
-        raise ValueError(f"{path} holds {', '.join(old)}, and now there are {', '.join(figures)}: store them anew")
-    paired = list(stored["seeds"]) == list(seeds)
-    compare = stats.paired if paired else stats.unpaired
+    compare = stats.paired if stored.seeds == tuple(seeds) else stats.unpaired
     comparisons = []
     for name, values in figures.items():
         limit = ratio if ratio is not None else margin[name] if isinstance(margin, Mapping) else margin
-        comparisons.append(compare(values, old[name], log=ratio is not None, margin=limit))
+        comparisons.append(compare(values, stored.figures[name], log=ratio is not None, margin=limit))
     together = dict(zip(figures, stats.together(comparisons), strict=True))
-    was, now = stored["versions"], versions()
+    was, now = stored.versions, versions()
     changed = ", ".join(f"{name} {was.get(name)}" for name in now if was.get(name) != now[name])
     return Drift(path, together, f" (stored with {changed})" if changed else "")
 
@@ -188,17 +208,21 @@ def _write(path: Path, seeds: Sequence[int], figures: Figures) -> None:
     beside.replace(path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> _Baseline:
     try:
         document = jsonfile.read(path)
         if document["schema"] != SCHEMA:
             raise ValueError(f"its schema is {document['schema']}")
-        if any(len(values) != len(document["seeds"]) for values in document["figures"].values()):
+        seeds = tuple(map(int, document["seeds"]))
+        figures = {name: tuple(map(float, values)) for name, values in document["figures"].items()}  # "nan", too
+        if not figures or any(len(values) != len(seeds) for values in figures.values()):
             raise ValueError("it has not a value a seed")
-    except (jsonfile.JsonError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no baseline: {error}; pytest --numerics-update stores a new one") from error
-    return dict(document)
+        return _Baseline(seeds, figures, dict(document["versions"]))
+    except KeyError as error:
+        raise _damaged(path, f"it has no {error}") from error
+    except (jsonfile.JsonError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise _damaged(path, str(error)) from error
 
 
-def _number(value: Any) -> float:
-    return float(value)  # also "nan" and "inf", which JSON has no numbers for
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is no baseline: {why}; pytest --numerics-update stores a new one")

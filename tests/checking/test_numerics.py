@@ -186,6 +186,49 @@ def test_a_file_that_is_no_baseline_is_told_of(fixture: Numerics, storing: Numer
         fixture.drift("loss", _loss, margin=0.1)
 
 
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ({"versions": None}, "NoneType"),
+        ({"figures": {"value": [None] * 8}}, "NoneType"),
+        ({"figures": {"value": ["low"] * 8}}, "could not convert"),
+        ({"seeds": None}, "NoneType"),
+        ("versions", "it has no 'versions'"),
+    ],
+)
+def test_a_damaged_baseline_is_told_before_anything_is_measured(
+    fixture: Numerics, storing: Numerics, damage: dict[str, Any] | str, told: str
+) -> None:
+    path = storing.drift("loss", _loss, margin=0.1).path
+    document = json.loads(path.read_text())
+    if isinstance(damage, str):
+        del document[damage]
+    else:
+        document |= damage
+    path.write_text(json.dumps(document))
+    asked: list[int] = []
+    with pytest.raises(ValueError, match=f"is no baseline: .*{told}.*; pytest --numerics-update stores a new one"):
+        fixture.drift("loss", asked.append, margin=0.1)  # type: ignore[arg-type]  # it is never asked
+    assert not asked
+
+
+def test_names_are_compared_after_the_first_seed(fixture: Numerics, storing: Numerics) -> None:
+    asked: list[int] = []
+
+    def figures(seed: int) -> dict[str, float]:
+        asked.append(seed)
+        return {"loss": _loss(seed), "norm": 1.0}
+
+    for numerics in (storing, fixture):
+        with pytest.raises(ValueError, match=r"margin has no norm, which make\(seed\) gives: it has loss"):
+            numerics.drift("two", figures, margin={"loss": 0.1})
+        storing.drift("two", lambda seed: {"loss": _loss(seed), "norm": 1.0}, margin=0.1)
+    storing.drift("two", lambda seed: {"loss": float(seed)}, margin=0.1)
+    with pytest.raises(ValueError, match="holds loss, and now there are loss, norm"):
+        fixture.drift("two", figures, margin=0.1)
+    assert asked == [0, 0, 0]
+
+
 # -- the plugin --------------------------------------------------------------------------------------------------------
 
 
