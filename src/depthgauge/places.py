@@ -28,6 +28,8 @@ from depthgauge.worker import RunError
 
 _Result = TypeVar("_Result")
 
+_PATIENCE = 30.0  # seconds that a cluster may take to bring its first worker
+
 
 @dataclass(frozen=True)
 class Place:
@@ -115,7 +117,8 @@ def dask(address: str | Any) -> Place:
         address: the scheduler's address, or a `distributed.Client`.
 
     Raises:
-        RunError: `distributed` is not installed, nobody answers, or a worker has several threads.
+        RunError: `distributed` is not installed, nobody answers, no worker comes within half a minute, or one has
+            several threads.
     """
     try:
         from distributed import Client, KilledWorker  # noqa: PLC0415 - an optional dependency
@@ -126,14 +129,33 @@ def dask(address: str | Any) -> Place:
         client = connect(address, timeout=10) if isinstance(address, str) else address
     except (OSError, ValueError) as error:
         raise RunError(f"no Dask scheduler answers at {address}: {error}") from error
-    threads = list(client.nthreads().values())
-    if not threads or max(threads) > 1:
+    threads = _threads(client, address)
+    if max(threads) > 1:
         raise RunError(
             "every Dask worker must have one thread (dask worker --nthreads 1), for equal numbers everywhere"
         )
     lost = (BrokenExecutor, KilledWorker)
     # A worker of a local cluster that dies is started again as a child of this process.
     return Place(lambda _: client.get_executor(pure=False, retries=0), len(threads), lost, ends=False)
+
+
+def _threads(client: Any, address: object) -> list[int]:
+    """Threads of each of a cluster's workers, once there is one.
+
+    Raises:
+        RunError: there is none.
+    """
+    if not client.nthreads():
+        with contextlib.suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=_PATIENCE)
+    threads = list(client.nthreads().values())
+    if not threads:
+        where = f" at {address}" if isinstance(address, str) else ""
+        raise RunError(
+            f"the Dask scheduler{where} has no worker, and none came within {_PATIENCE:.0f} s: start some"
+            " (dask worker --nthreads 1), then run the same command again"
+        )
+    return threads
 
 
 def chosen(workers: int | None, device: str, *, loadable: bool) -> Place:
