@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,27 @@ def test_rates_that_know_it_are_flat() -> None:
     assert frame["verdict"].tolist() == ["flat", "flat"]
     assert (frame["low_95"] <= frame["slope"]).all()
     assert len(found.change_frame()) == 2 * 8 * 3
+
+
+def test_models_are_let_go_one_after_another() -> None:
+    given: list[weakref.ref[nn.Module]] = []
+    alive: list[int] = []
+
+    def make(width: int) -> Training:
+        alive.append(sum(each() is not None for each in given))
+        training = factory(lambda _: 1e-4)(width)
+        given.append(weakref.ref(training.model))
+        return training
+
+    depthgauge.coordinate_check(make, (4, 8, 16), steps=1, seeds=5)
+    assert len(given) == 15
+    assert max(alive) <= 1  # the last, at most: all were held before
+
+
+def test_a_model_that_is_given_twice_is_refused() -> None:
+    training = factory(lambda _: 1e-4)(8)
+    with pytest.raises(WorkloadError, match="gave a model that it had given before"):
+        depthgauge.coordinate_check(lambda _: training, (4, 8, 16), steps=1, seeds=5)
 
 
 def test_exponents_of_powers_are_exact() -> None:

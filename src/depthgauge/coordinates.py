@@ -16,6 +16,7 @@ arXiv:2203.03466). Its package `mup` draws these curves and leaves it to the rea
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -150,7 +151,7 @@ def coordinate_check(
 
 def _distinct(make: Callable[[int], Training]) -> Callable[[int], Training]:
     """`make`, whose trainings must not share a model, nor have one size at two widths."""
-    models: list[nn.Module] = []  # held, so that none takes another's place in memory
+    models: list[weakref.ref[nn.Module]] = []  # one that is gone cannot be given again
     shapes: dict[tuple[torch.Size, ...], int] = {}
 
     def made(width: int) -> Training:
@@ -158,9 +159,9 @@ def _distinct(make: Callable[[int], Training]) -> Callable[[int], Training]:
         model: object = getattr(training, "model", None)
         if not isinstance(model, nn.Module):
             return training
-        if any(model is each for each in models):
+        if any(each() is model for each in models):
             raise WorkloadError("it gave a model that it had given before: each call must make one anew")
-        models.append(model)
+        models.append(weakref.ref(model))
         lazy = any(map(nn.parameter.is_lazy, model.parameters()))
         shape = () if lazy else tuple(each.shape for each in model.parameters())
         if shape and shapes.setdefault(shape, width) != width:
