@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from depthgauge import costs, runfile, running
+from depthgauge import costs, runfile, running, store
 from depthgauge.costs import Part
 from depthgauge.discovery import discover
 from depthgauge.folder import Folder
+from depthgauge.progress import Progress
 from depthgauge.runfile import StoreError
 from depthgauge.study import Grid, Study
 from depthgauge.verdict import Findings
+from depthgauge.version import SCHEMA
 
 
 def _study(**presets: tuple[Grid, ...]) -> Study:
@@ -94,6 +96,67 @@ def test_a_run_notes_what_it_cost_and_the_next_one_knows(tmp_path: Path) -> None
     seen: list[float | None] = []
     run(out=tmp_path / "second", observe=lambda progress: seen.append(progress.left))
     assert seen[0] is not None  # before the first chunk
+
+
+def test_a_second_stage_is_scaled_by_the_whole_first_one_however_little_of_it_was_measured() -> None:
+    part = Part(cases=2, seconds=1.0, second=30.0, whole=100)
+    assert costs.expected("mine", "quick", {"": 100}, {"mine": {"quick": {"": part}}}) == (
+        {"": Part(cases=100, seconds=50.0, second=30.0)},
+        False,
+    )
+    foreign = costs.of_studies(["mine"], "quick", {"mine": {"quick": {"": part}}}, 2)
+    assert foreign == pytest.approx((50 + 30) / 2 / costs.speed())
+    other = {"": 50, "more": 50}  # a part that was never measured is taken for like the rest
+    (parts, least) = costs.expected("mine", "quick", other, {"mine": {"quick": {"": part}}}) or ({}, False)
+    assert least
+    assert sum(cost.second for cost in parts.values()) == pytest.approx(30.0)
+
+
+def test_a_second_stage_alone_tells_nothing() -> None:
+    alone = {"mine": {"quick": {"": Part(second=30.0, whole=100)}}}
+    assert costs.expected("mine", "quick", {"": 100}, alone) is None
+    assert costs.joined(alone, TABLE)["mine"]["quick"] == TABLE["mine"]["quick"]
+
+
+def test_costs_add_up_over_the_runs_of_one_request_alone() -> None:
+    first, then = {"": Part(cases=3, seconds=1.0, whole=10)}, {"": Part(cases=7, seconds=2.0, second=4.0, whole=10)}
+    assert costs.resumed(first, then) == {"": Part(cases=10, seconds=3.0, second=4.0, whole=10)}
+    more = {"": Part(cases=10, seconds=5.0, whole=20)}
+    assert costs.resumed(first, more) == more
+    assert costs.resumed({}, first) == first
+
+
+def test_what_a_run_spent_that_was_stopped_adds_to_what_it_costs_in_the_end(tmp_path: Path) -> None:
+    sources = [str(Path(__file__).parent / "engine_studies" / "refine.py")]
+    run = partial(running.run, "refine", out=tmp_path, workers=0, sources=sources)
+    spent: list[Part] = []
+    for stop in (3, 8):  # of 6 chunks of the first stage, then of 6 of the second
+
+        def observe(progress: Progress, stop: int = stop) -> None:
+            if progress.done == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(observe=observe)
+        stored = store.read(tmp_path).run
+        assert "costs" not in stored  # which tell whole studies
+        spent += costs.read(stored["spent"])["refine"]["quick"].values()
+    noted = run().stored.run
+    (cost,) = costs.read(noted["costs"])["refine"]["quick"].values()
+    assert [part.cases for part in (*spent, cost)] == [6, 12, 12]
+    assert cost.whole == 12
+    assert cost.seconds == spent[1].seconds >= spent[0].seconds
+    assert cost.second >= spent[1].second
+    assert noted["spent"] == {}
+
+
+def test_a_directory_tells_whether_a_study_was_begun_in_it(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(
+        f'{{"schema": {SCHEMA}, "request": {{"a": {{}}}}, "fingerprint": {{}}, "chunks": {{}}}}'
+    )
+    assert runfile.begun(tmp_path, ["b", "a"])
+    assert not runfile.begun(tmp_path, ["b"])
+    assert not runfile.begun(tmp_path / "nowhere", ["a"])
 
 
 def test_costs_that_somebody_edited_are_refused(tmp_path: Path) -> None:

@@ -32,12 +32,15 @@ class Part:
         seconds: what they took beside others.
         alone: what chunks took that run with nothing beside them.
         second: what the second stage took.
+        whole: cases of the whole first stage, which the second follows; 0 where `cases` are all of them. A run that
+            found rows of another has measured fewer.
     """
 
     cases: float = 0.0
     seconds: float = 0.0
     alone: float = 0.0
     second: float = 0.0
+    whole: float = 0.0
 
     @staticmethod
     def of(cases: int, seconds: float, *, alone: bool = False, second: bool = False) -> Part:
@@ -51,6 +54,11 @@ class Part:
 
     def __mul__(self, factor: float) -> Part:
         return Part(*(factor * mine for mine in astuple(self)))
+
+    @property
+    def asked(self) -> float:
+        """Cases of the whole first stage."""
+        return self.whole or self.cases
 
     def wall(self, workers: int) -> float:
         """Seconds of the clock with that many workers."""
@@ -114,18 +122,29 @@ def told(table: Table) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
 
 
 def joined(*tables: Table) -> Table:
-    """One table of several; a study at a preset is taken from the first that has it."""
+    """One table of several; a study at a preset is taken from the first that has measured cases of it."""
     every: dict[str, dict[str, Mapping[str, Part]]] = {}
     for study, presets in (pair for table in reversed(tables) for pair in table.items()):
-        every.setdefault(study, {}).update(presets)
+        measured = {preset: parts for preset, parts in presets.items() if any(cost.cases for cost in parts.values())}
+        every.setdefault(study, {}).update(measured)
     return every
 
 
-def added(table: Table, study: str, preset: str, parts: Mapping[str, Part]) -> Table:
-    """The table with further costs of a study at a preset, such as those of a resumed run."""
-    before = dict(table.get(study, {}).get(preset, {}))
+def resumed(before: Mapping[str, Part], parts: Mapping[str, Part]) -> Mapping[str, Part]:
+    """Costs of a run of a study, with those of the runs before it where these were asked for the same first stage.
+
+    Args:
+        before: part -> its cost by then.
+        parts: likewise, of the run; all parts of the first stage, those that cost nothing, too.
+    """
+    if _asked(before) != _asked(parts):
+        return parts
     both = {part: before.get(part, Part()) + cost for part, cost in parts.items()}
-    return {**table, study: {**table.get(study, {}), preset: {**before, **both}}}
+    return {**before, **{part: replace(cost, whole=parts[part].whole) for part, cost in both.items()}}
+
+
+def _asked(parts: Mapping[str, Part]) -> dict[str, float]:
+    return {part: cost.whole for part, cost in parts.items() if cost.whole}
 
 
 def estimate(
@@ -163,11 +182,12 @@ def of_studies(names: Iterable[str], preset: str, table: Table, workers: int) ->
 
 def _whole(name: str, preset: str, table: Table) -> Mapping[str, Part] | None:
     """The costs of a whole preset: a run with other seeds, or a resumed one, has measured another number of cases."""
-    known, full = table.get(name, {}).get(preset), published().get(name, {}).get(preset)
-    if not known or not full:
-        return known
-    scaled = expected(name, preset, {part: cost.cases for part, cost in full.items()}, table)
-    return scaled[0] if scaled else known
+    known = table.get(name, {}).get(preset)
+    if not known:
+        return None
+    full = published().get(name, {}).get(preset) or known
+    scaled = expected(name, preset, {part: cost.asked for part, cost in full.items()}, table)
+    return scaled[0] if scaled else None
 
 
 def cases(grids: Iterable[Grid], seeds: int | None = None) -> dict[str, int]:
@@ -197,13 +217,17 @@ def expected(study: str, preset: str, cases: Mapping[str, float], table: Table) 
     if near is None:
         return None
     measured = {part: cost for part, cost in known[near].items() if cost.cases}
-    whole = sum(measured.values(), Part())
+    if not measured:
+        return None
+    whole = sum((replace(cost, whole=cost.asked) for cost in measured.values()), Part())
     parts = {part: _scaled(measured.get(part) or whole, count) for part, count in cases.items()}
     return parts, near != preset or not all(part in measured for part in cases)
 
 
 def _scaled(cost: Part, cases: float) -> Part:
-    return cost * (cases / cost.cases) if cost.cases else Part()
+    """The cost at so many cases: of the first stage by those that were measured, of the second by all before it."""
+    first = cost * (cases / cost.cases)
+    return replace(first, second=cost.second * (cases / cost.asked), whole=0.0)
 
 
 def _nearest(preset: str, known: Mapping[str, object]) -> str | None:

@@ -19,10 +19,11 @@ from dataclasses import replace
 
 from depthgauge import costs, identity, preflight, worker
 from depthgauge.encoding import Failure, Summary, encode
+from depthgauge.ledger import Ledger
 from depthgauge.pilots import FAILED, Pilots, named
 from depthgauge.places import Place, Workers
 from depthgauge.progress import Progress
-from depthgauge.remaining import Cost, group
+from depthgauge.remaining import Cost
 from depthgauge.request import Request, StudyRequest, entry, second_stage
 from depthgauge.store import Store
 from depthgauge.study import Case, Chunk, StudyError
@@ -80,9 +81,9 @@ class Driver:
         self._ended: set[str] = set()  # studies
         self._problems: list[str] = []  # why second stages cannot be asked
         self._further: set[str] = set()  # chunks of second stages
-        self._spent: dict[str, dict[str, costs.Part]] = {}  # study -> part -> cost of the chunks that were run
         chunks = {study.name: study.chunks for study in requests}
         waiting = {study.name for study in requests if study.waiting}
+        self._ledger = Ledger(store, request.preset, chunks)
         self._cost = Cost.of(chunks, request.preset, known or {}, waiting)
         self._tasks = self._expect([(study, study.chunks) for study in requests])
 
@@ -124,7 +125,11 @@ class Driver:
         for line in self.store.notes:
             self.note(line)
         self._tell()
-        self._together(self._tasks)
+        try:
+            self._together(self._tasks)
+        finally:
+            if self._request.model is None:
+                self._ledger.stop()
         if self._problems:
             raise StudyError("; ".join(self._problems))
 
@@ -162,9 +167,8 @@ class Driver:
         """Records what a study has cost and what was stopped of it, and tells that all its rows are there."""
         self._ended.add(study.name)
         self._record_stopped(study.name)
-        if (spent := self._spent.pop(study.name, None)) and self._request.model is None:
-            before = costs.read(self.store.run.get("costs", {}))
-            self.store.record(costs=costs.told(costs.added(before, study.name, self._request.preset, spent)))
+        if self._request.model is None:  # a model of the user's own has costs of its own
+            self._ledger.end(study.name)
         self._tell(ended=study.name)
 
     def tried(self) -> dict[str, dict[Case, str]]:
@@ -335,7 +339,8 @@ class Driver:
         except BaseException as stop:
             for future, task in [pair for some in futures for pair in some.items()]:
                 succeeded = future.done() and not future.cancelled() and future.exception() is None
-                if succeeded and isinstance(stop, KeyboardInterrupt | RunError):
+                new = named(task.chunk) not in self.finished  # it may have stopped as that was told
+                if new and succeeded and isinstance(stop, KeyboardInterrupt | RunError):
                     self._keep(task, future.result())
                 future.cancel()
             raise
@@ -360,20 +365,11 @@ class Driver:
         self.ran += 1
         self.measured += len(task.chunk.cases)
         self._open[task.chunk.study].discard(task.chunk.id)
-        self._learn(task.chunk, measured.seconds)
+        self._cost.learn(task.chunk, measured.seconds)
+        self._ledger.add(task.chunk, measured.seconds, second=named(task.chunk) in self._further)
         for line in measured.warnings:
             self.note(line)
         self._tell()
-
-    def _learn(self, chunk: Chunk, seconds: float) -> None:
-        """Notes what a chunk has cost, in this machine's seconds for this run, in the table's for later ones."""
-        self._cost.learn(chunk, seconds)
-        study, part = group(chunk)
-        parts = self._spent.setdefault(study, {})
-        cost = costs.Part.of(
-            len(chunk.cases), seconds * costs.speed(), alone=chunk.exclusive, second=named(chunk) in self._further
-        )
-        parts[part] = parts.get(part, costs.Part()) + cost
 
     def note(self, line: str) -> None:
         """Tells the user a line, once."""

@@ -96,9 +96,7 @@ class Cost:
         rates: dict[Group, float] = {}
         second: dict[str, float] = {}
         for study, first in chunks.items():
-            counts: Counter[str] = Counter()
-            for chunk in first:
-                counts[group(chunk)[1]] += len(chunk.cases)
+            counts = counted(first)
             parts, _ = costs.expected(study, preset, counts, table) or ({}, False)
             for part, cost in parts.items():
                 rates[study, part] = (cost.seconds + cost.alone) / counts[part] / costs.speed()
@@ -193,6 +191,14 @@ class Cost:
 def group(chunk: Chunk) -> Group:
     """The study and the part that a chunk belongs to."""
     return chunk.study, str(chunk.cases[0].get("part") or "")
+
+
+def counted(chunks: Iterable[Chunk]) -> Counter[str]:
+    """Part -> cases of a study's chunks."""
+    counts: Counter[str] = Counter()
+    for chunk in chunks:
+        counts[group(chunk)[1]] += len(chunk.cases)
+    return counts
 
 
 def _kind(chunk: Chunk) -> _Kind:

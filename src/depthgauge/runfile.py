@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ def _request(value: object) -> bool:
     return isinstance(value, dict) and all(name not in _ASKED or _ASKED[name](entry) for name, entry in value.items())
 
 
+_COSTS = _mapped(is_name, _mapped(_text, _mapped(_text, _mapped(_text, _seconds))))
 _ENTRIES: Mapping[str, Callable[[object], bool]] = {
     "schema": _whole,
     "request": _mapped(is_name, _request),
@@ -104,7 +105,8 @@ _ENTRIES: Mapping[str, Callable[[object], bool]] = {
     "fingerprint": _mapped(_text, _plain),
     "chunks": _mapped(is_name, _listed(is_chunk)),
     "models": _mapped(_text, _none_or(_text)),
-    "costs": _mapped(is_name, _mapped(_text, _mapped(_text, _mapped(_text, _seconds)))),
+    "costs": _COSTS,
+    "spent": _COSTS,
 }
 _NEEDED = ("request", "fingerprint", "chunks")
 
@@ -192,6 +194,16 @@ def known_costs(out: Path, device: str) -> costs.Table:
     """The costs of studies on a device, by the run in `out`, those beside it, latest first, and the published ones."""
     tables = [table for folder in (out, *_beside(out)) if (table := _costs(folder, device))]
     return costs.joined(*tables, *([costs.published()] if device == "cpu" else []))
+
+
+def begun(out: Path, studies: Iterable[str]) -> bool:
+    """Tell whether one of these studies was asked for in a run directory before, so that some of it may be finished."""
+    try:
+        with Folder.open(out) as folder:
+            run = load(folder) or {}
+    except (OSError, StoreError):
+        return False
+    return not run.get("request", {}).keys().isdisjoint(studies)
 
 
 def _beside(out: Path) -> list[Path]:
