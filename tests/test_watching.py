@@ -41,6 +41,7 @@ def test_the_intention_says_what_how_long_and_where() -> None:
     assert intention(QUESTIONS, "quick", 200.0, Path("x"), grows=True) == (
         "2 studies at preset quick, about 3 min; x/report/index.html is there after the first of them, and grows"
     )
+    assert ", at most about 3 min; " in intention(QUESTIONS, "quick", 200.0, Path("x"), grows=True, begun=True)
     assert intention({"one": "?"}, "full", None, Path("x"), grows=False) == (
         "one at preset full; x/report/index.html is there at the end"
     )

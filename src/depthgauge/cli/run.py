@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +117,7 @@ def _run(options: Options) -> None:
         out = options.out or default_directory(options.studies, request.preset, request.device, request.model)
         seconds = _seconds(options, request, tuple(questions), out)
         grown = grows(tuple(questions), options.workers)
-        intended = intention(questions, request.preset, seconds, out, grows=grown)
+        intended = intention(questions, request.preset, seconds, out, grows=grown, begun=_begun(options, questions, out))
         if options.model is None:
             output.say(intended)
         started = time.monotonic()
@@ -170,6 +170,13 @@ def _seconds(options: Options, request: Request, names: Sequence[str], out: Path
         return None
     workers = environment.cores() if options.workers is None else options.workers
     return costs.of_studies(names, request.preset, runfile.known_costs(out, request.device), workers)
+
+
+def _begun(options: Options, names: Iterable[str], out: Path) -> bool:
+    """Whether some of it may be finished already; how much is known once the studies are loaded."""
+    from depthgauge import runfile
+
+    return not options.fresh and runfile.begun(out, names)
 
 
 def _measure(options: Options, request: Request, out: Path, observe: Callable[[Progress], None]) -> Outcome:

@@ -22,18 +22,21 @@ if TYPE_CHECKING:
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
-def intention(questions: Mapping[str, str], preset: str, seconds: float | None, out: Path, *, grows: bool) -> str:
+def intention(
+    questions: Mapping[str, str], preset: str, seconds: float | None, out: Path, *, grows: bool, begun: bool = False
+) -> str:
     """Say what a run will do, and for how long, in a sentence.
 
     Args:
         questions: study -> its question.
         preset: how much is measured.
-        seconds: the estimate; None where nothing is known.
+        seconds: the estimate of all of it; None where nothing is known.
         out: the run directory.
         grows: whether the page is there before the end.
+        begun: whether some of it may be finished already.
     """
     what = f"{len(questions)} studies" if len(questions) > 1 else next(iter(questions))
-    long = f", {costs.words(seconds)}" if seconds is not None else ""
+    long = f", {'at most ' if begun else ''}{costs.words(seconds)}" if seconds is not None else ""
     page = out / "report" / "index.html"
     when = "is there after the first of them, and grows" if grows else "is there at the end"
     return f"{what} at preset {preset}{long}; {page} {when}"
