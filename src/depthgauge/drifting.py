@@ -100,6 +100,7 @@ class Drift:
 class _Baseline:
     """What a file of stored figures holds."""
 
+    path: Path
     seeds: tuple[int, ...]
     figures: Figures
     versions: Mapping[str, object]
@@ -133,11 +134,11 @@ def measured(
     if not update and not path.is_file():
         raise FileNotFoundError(f"no baseline {path}: run pytest --numerics-update, and commit the file")
     stored = None if update else _read(path)
-    figures = _figures(make, seeds, lambda names: _check_names(path, stored, names, margin))
+    figures = _figures(make, seeds, lambda names: _check_names(stored, names, margin))
     if stored is None:
         _write(path, seeds, figures)
         return Drift(path, {})
-    return _held_against(path, stored, seeds, figures, margin, ratio)
+    return _held_against(stored, seeds, figures, margin, ratio)
 
 
 def _figures(make: Make, seeds: Sequence[int], check: Callable[[Collection[str]], None]) -> Figures:
@@ -153,22 +154,21 @@ def _figures(make: Make, seeds: Sequence[int], check: Callable[[Collection[str]]
     return {name: tuple(float(row[name]) for row in rows) for name in rows[0]}
 
 
-def _check_names(
-    path: Path, stored: _Baseline | None, names: Collection[str], margin: float | Mapping[str, float] | None
-) -> None:
+def _check_names(stored: _Baseline | None, names: Collection[str], margin: float | Mapping[str, float] | None) -> None:
     """Check that the baseline is of these figures, and that each has a margin.
 
     Raises:
         ValueError: it is not, or one has none.
     """
     if stored and stored.figures.keys() != set(names):
-        raise ValueError(f"{path} holds {', '.join(stored.figures)}, and now there are {', '.join(names)}: store them anew")
+        raise ValueError(
+            f"{stored.path} holds {', '.join(stored.figures)}, and now there are {', '.join(names)}: store them anew"
+        )
     if isinstance(margin, Mapping) and (without := [name for name in names if name not in margin]):
         raise ValueError(f"margin has no {', '.join(without)}, which make(seed) gives: it has {', '.join(margin)}")
 
 
 def _held_against(
-    path: Path,
     stored: _Baseline,
     seeds: Sequence[int],
     figures: Figures,
@@ -187,7 +187,7 @@ def _held_against(
     together = dict(zip(figures, stats.together(comparisons), strict=True))
     was, now = stored.versions, versions()
     changed = ", ".join(f"{name} {was.get(name)}" for name in now if was.get(name) != now[name])
-    return Drift(path, together, f" (stored with {changed})" if changed else "")
+    return Drift(stored.path, together, f" (stored with {changed})" if changed else "")
 
 
 def versions() -> dict[str, str]:
@@ -217,7 +217,7 @@ def _read(path: Path) -> _Baseline:
         figures = {name: tuple(map(float, values)) for name, values in document["figures"].items()}  # "nan", too
         if not figures or any(len(values) != len(seeds) for values in figures.values()):
             raise ValueError("it has not a value a seed")
-        return _Baseline(seeds, figures, dict(document["versions"]))
+        return _Baseline(path, seeds, figures, dict(document["versions"]))
     except KeyError as error:
         raise _damaged(path, f"it has no {error}") from error
     except (jsonfile.JsonError, TypeError, AttributeError, ValueError, OverflowError) as error:
