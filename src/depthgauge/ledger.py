@@ -1,9 +1,9 @@
 """What the studies of a run cost, kept in its directory: whole ones for estimates, open ones for the run that resumes.
 
-    ledger = Ledger(store, "quick", {"walk": chunks})     # with the chunks of the first stages
-    ledger.add(chunk, seconds=3.1, second=False)
-    ledger.end("walk")                                    # `costs` of run.json has it now
-    ledger.stop()                                         # and `spent` what was not ended
+ledger = Ledger(store, "quick", {"walk": chunks})     # with the chunks of the first stages
+ledger.add(chunk, seconds=3.1, second=False)
+ledger.end("walk")                                    # `costs` of run.json has it now
+ledger.stop()                                         # and `spent` what was not ended
 """
 
 from __future__ import annotations

@@ -117,7 +117,9 @@ def _run(options: Options) -> None:
         out = options.out or default_directory(options.studies, request.preset, request.device, request.model)
         seconds = _seconds(options, request, tuple(questions), out)
         grown = grows(tuple(questions), options.workers)
-        intended = intention(questions, request.preset, seconds, out, grows=grown, begun=_begun(options, questions, out))
+        intended = intention(
+            questions, request.preset, seconds, out, grows=grown, begun=_begun(options, questions, out)
+        )
         if options.model is None:
             output.say(intended)
         started = time.monotonic()
