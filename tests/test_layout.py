@@ -38,7 +38,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
             " timing"
         ),
         (
-            "arrival curvature discovery drawing factories integrations noise pilots progress reading remaining"
+            "arrival curvature discovery drawing factories hashing integrations noise pilots progress reading remaining"
             " roofline training"
         ),
         "identity origin parts refinement restriction workload",

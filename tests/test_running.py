@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -488,6 +489,26 @@ def test_another_version_of_such_a_study_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(origin, "digest", lambda _: "0" * 64)
     with pytest.raises(store.StoreError, match="'made_here' made by other code"):
         running.run(study(run), out=tmp_path)
+
+
+def test_rows_of_code_that_cannot_be_told_from_other_code_are_not_resumed(tmp_path):
+    cell = """
+        import threading
+        LOCK = threading.Lock()
+        def run(cases, context):
+            for case in cases:
+                yield case.rows("x", float(LOCK.locked()))
+    """
+    scope, notes = {}, []
+    exec(textwrap.dedent(cell), scope)
+    running.run(study(scope["run"]), out=tmp_path, observe=lambda progress: notes.append(progress.note))
+    told = (
+        "made_here: no later run will take these rows: LOCK (lock), which its code names, cannot be told from another"
+    )
+    assert notes.count(told) == 1
+    with pytest.raises(store.StoreError, match="'made_here', and whether the same code made them cannot be told"):
+        running.run(study(scope["run"]), out=tmp_path)
+    assert running.run(study(scope["run"]), out=tmp_path, fresh=True).reused == 0
 
 
 def test_a_study_is_the_same_by_name_and_by_itself(tmp_path, reference):

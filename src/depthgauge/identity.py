@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from depthgauge import discovery, environment, factories
+from depthgauge import discovery, environment, factories, hashing
 from depthgauge.environment import Fingerprint, differences
 
 Marks = Mapping[str, object]
@@ -57,6 +57,8 @@ def of_request(study: str, before: Marks, request: Marks, models: Mapping[object
         models: spec -> SHA-256 of the code of every model that the directory has rows of.
     """
     if before.get("source") != request.get("source"):
+        if str(request.get("source")).startswith(hashing.UNKNOWN):
+            return f"rows of {study!r}, and whether the same code made them cannot be told"
         return f"rows of {study!r} made by other code ({before.get('origin')})"
     spec, source = request.get("model"), request.get("model_source")
     return "" if models.get(spec, source) == source else f"rows made by other code of {spec}"

@@ -15,11 +15,12 @@ import inspect
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from depthgauge import code
+from depthgauge import code, environment, hashing
 from depthgauge.discovery import Found
 from depthgauge.foreign import describe_error, original
 from depthgauge.study import Study, StudyError
@@ -45,12 +46,41 @@ def declaration(study: Study) -> Found | None:
     return None
 
 
-def digest(study: Study) -> str | None:
-    """SHA-256 of the code of a study that is in no module, as far as it can be told."""
+def digest(study: Study) -> str:
+    """SHA-256 of the code of a study that is in no module: of its files where it is a script's, and as it is in memory.
+
+    Raises:
+        UnreadableError: it is in no file, and names what cannot be told from another.
+    """
+    files = _script(study)
     try:
-        return hashlib.sha256(inspect.getsource(study.run).encode()).hexdigest()
-    except (TypeError, OSError):
-        return None
+        memory = hashing.digest(study.run, study.second)
+    except hashing.UnreadableError:
+        if not files:
+            raise
+        memory = ""
+    return hashlib.sha256(f"{environment.digest(files) if files else ''} {memory}".encode()).hexdigest()
+
+
+def _script(study: Study) -> dict[str, Path]:
+    """The files behind `run` and `second`; none where one of them is in no file, as in a notebook."""
+    files: dict[str, Path] = {}
+    for do in filter(None, (study.run, study.second)):
+        function = _function(do)
+        path = Path(getattr(getattr(function, "__code__", None), "co_filename", ""))
+        if path.suffix != ".py" or not path.is_file() or hashing.installed(getattr(function, "__module__", None)):
+            return {}
+        files |= {**code.behind(path.stem, path.parent), path.stem: path}
+    return files
+
+
+def _function(do: object) -> object:
+    """The function that is called in the end: in a partial, of a method or of an object."""
+    while isinstance(do, partial):
+        do = do.func
+    do = inspect.unwrap(do) if callable(do) else do
+    do = getattr(do, "__func__", do)
+    return do if hasattr(do, "__code__") else type(do).__call__
 
 
 def _declaring(study: Study) -> Iterator[tuple[str, ModuleType]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depthgauge import discovery, origin, preflight, topics
+from depthgauge import discovery, hashing, origin, preflight, topics
 from depthgauge.discovery import Found
 from depthgauge.factories import Input, Target
 from depthgauge.foreign import contained
@@ -63,6 +63,7 @@ class StudyRequest:
         restricted: the part of it that runs on a model, and on this machine; None where that is all of it.
         tried: the preflight: smallest case -> what it ended with, empty where well.
         waiting: whether it has a second stage that has not been asked yet.
+        unread: why its code cannot be told from other code, so that no later run takes its rows; empty where it can.
     """
 
     study: Study
@@ -72,6 +73,7 @@ class StudyRequest:
     restricted: Restricted | None = None
     tried: Tried = field(default_factory=dict)
     waiting: bool = False
+    unread: str = ""
 
     @property
     def name(self) -> str:
@@ -132,9 +134,18 @@ def ask(chosen: Found | Study, request: Request, tried: Mapping[str, Tried] | No
     if restricted:
         study = replace(study, presets={**study.presets, request.preset: restricted.grids})
     chunks = study.chunks(request.preset, request.seeds)
-    source = place.source() if place else origin.digest(study)
+    source, unread = (place.source(), "") if place else _of_memory(study)
     where = place.origin if place else None
-    return StudyRequest(study, where, source, chunks, restricted, ends, waiting=study.second is not None)
+    waiting = study.second is not None
+    return StudyRequest(study, where, source, chunks, restricted, ends, waiting=waiting, unread=unread)
+
+
+def _of_memory(study: Study) -> tuple[str, str]:
+    """The digest of a study that is in no module, or what stands for it, and why there is none."""
+    try:
+        return origin.digest(study), ""
+    except hashing.UnreadableError as error:
+        return hashing.unknown(), str(error)
 
 
 def _restricted(study: Study, request: Request, tried: Tried) -> Restricted | None:

@@ -159,6 +159,7 @@ def run(
     device: str = "cpu",
     workers: int | None = None,
     out: str | Path | None = None,
+    fresh: bool = False,
     sources: str | Path | Sequence[str | Path] = (),
 ) -> Result:
     """Run studies and write their report, as `depthgauge run` does; what is finished is not measured again.
@@ -171,6 +172,7 @@ def run(
         device: `cpu`, `cuda`, `cuda:1` or `auto`.
         workers: processes; 0 runs in this one. Default: one a core, on a GPU one.
         out: the run directory; by default `runs/STUDIES-PRESET`.
+        fresh: forget what is stored in it; files that are not depthgauge's stay.
         sources: place or places of your own studies: files, folders, packages.
 
     Raises:
@@ -201,6 +203,7 @@ def run(
                 out=where,
                 request=request,
                 workers=workers,
+                fresh=fresh,
                 sources=places,
                 observe=both(watch, follow),
             )

@@ -119,6 +119,8 @@ def run(
         driver = drive(store, requests)
         for line in (line for study in requests for line in (*study.refusals, *few_seeds(study, request))):
             driver.note(line)
+        for study in (study for study in requests if study.unread):
+            driver.note(f"{study.name}: no later run will take these rows: {study.unread}")
         driver.drive()
         return _outcome(driver)
 
