@@ -1,4 +1,4 @@
-"""What the studies of a run cost, kept in its directory: whole ones for estimates, open ones for the run that resumes.
+"""Costs of the studies of a run, kept in its directory: whole ones for estimates, open ones for the run that resumes.
 
 ledger = Ledger(store, "quick", {"walk": chunks})     # with the chunks of the first stages
 ledger.add(chunk, seconds=3.1, second=False)
