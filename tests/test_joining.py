@@ -74,6 +74,13 @@ def test_a_study_of_two_runs_is_refused(tmp_path: Path) -> None:
         join([run("a", "walk"), run("b", "jump", "walk")], tmp_path)
 
 
+def test_a_run_without_a_request_adds_nothing(tmp_path: Path) -> None:
+    empty = run("c", started="2026-11-27T15:30:00+00:00", device="cuda")
+    with pytest.raises(StoreError, match=r"^no study has been asked for in c or c$"):
+        join([empty, empty], tmp_path)
+    assert join([empty, run("a", "walk")], tmp_path).run == join([run("a", "walk")], tmp_path).run
+
+
 @pytest.mark.parametrize("there", ["run.json", "report/mine.txt"])
 def test_a_report_takes_the_place_of_nothing_else(tmp_path: Path, there: str) -> None:
     (tmp_path / there).parent.mkdir(exist_ok=True)

@@ -50,13 +50,17 @@ def join(runs: Sequence[Stored], out: Path) -> Joined:
     """Join runs, each study of which one of them holds.
 
     Args:
-        runs: one or more.
+        runs: one or more; one without a request yet adds nothing.
         out: where the report belongs; no run directory itself, and its `report/` is a report if it is there.
 
     Raises:
-        StoreError: two runs hold one study, or something else is in the report's place.
+        StoreError: two runs hold one study, none holds any, or something else is in the report's place.
     """
     _check_place(out)
+    asked = [run for run in runs if run.studies]
+    if not asked:
+        raise StoreError(f"no study has been asked for in {' or '.join(str(run.directory) for run in runs)}")
+    runs = asked
     owners: dict[str, Stored] = {}
     for run in runs:
         for study in run.studies:
