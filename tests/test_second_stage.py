@@ -1,5 +1,6 @@
 """A second stage follows from the rows of the first, whatever ran them, however often the run was stopped."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,22 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(tmp_path, reference,
     assert bits(resumed.stored) == bits(reference.stored)
     again = run(tmp_path)
     assert (again.ran, again.reused) == (0, 12)
+
+
+@pytest.mark.parametrize(("seeds", "kept"), [(None, 12), (2, 3)])
+def test_a_resumed_run_keeps_the_second_stage_in_its_record_until_it_is_asked_again(tmp_path, reference, seeds, kept):
+    shutil.copytree(reference.stored.directory, tmp_path / "x")
+
+    def observe(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "x", observe=observe, request=Request(seeds=seeds))
+    stopped = store.read(tmp_path / "x")
+    assert len(stopped.chunks("refine")) == kept
+    assert bool(stopped.run["request"]["refine"].get("second_waits")) == (kept == 3)
+    if kept == 12:
+        assert bits(stopped) == bits(reference.stored)
 
 
 def test_rows_do_not_come_in_the_order_of_the_chunks_but_of_the_cases(tmp_path):

@@ -64,6 +64,17 @@ def of_request(study: str, before: Marks, request: Marks, models: Mapping[object
     return "" if models.get(spec, source) == source else f"rows made by other code of {spec}"
 
 
+def asks_the_same(before: Marks, request: Marks) -> bool:
+    """Tell whether two entries of a study ask for the same cases, by preset, seeds, model and code.
+
+    Args:
+        before: the study's entry of an earlier run into the directory.
+        request: the study's entry now.
+    """
+    alike = all(before.get(name) == request.get(name) for name in ("preset", "seeds"))
+    return alike and marks(before) == marks(request)
+
+
 def of_chunk(made: Marks, run: Marks, study: Marks) -> tuple[str, ...]:
     """List the differences in code and environment between a stored chunk and the run.
 

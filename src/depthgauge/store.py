@@ -268,6 +268,8 @@ class Store:
     def plan(self, request: Mapping[str, Mapping[str, object]], chunks: Mapping[str, Sequence[Chunk]]) -> None:
         """Record the request: studies are added to those of earlier runs, or take their place.
 
+        While a study waits for its second stage, what an earlier run of the same has asked for stays as it is.
+
         Raises:
             StoreError: rows were made by other code of a study's or a model's own, or the disk is full.
         """
@@ -279,13 +281,28 @@ class Store:
             models[entry.get("model")] = entry.get("model_source")
         models.pop(None, None)
         self.run["models"] = models
-        self.run["request"] = dict(sorted({**self.run["request"], **{k: dict(v) for k, v in request.items()}}.items()))
-        self.run["chunks"] |= {study: [chunk.id for chunk in parts] for study, parts in chunks.items()}
+        for study, entry in request.items():
+            asked = [chunk.id for chunk in chunks.get(study, ())]
+            if not self._knows_more(study, entry, asked):
+                self.run["request"][study], self.run["chunks"][study] = dict(entry), asked
+            elif "origin" in entry:
+                self.run["request"][study]["origin"] = entry["origin"]
+        self.run["request"] = dict(sorted(self.run["request"].items()))
         with storage_errors(f"{self.directory / runfile.NAME} cannot be written"):
             self._save()
         for study in chunks:
             with storage_errors(f"{self.directory / 'chunks' / study} cannot be written"):
                 self._folder.make(("chunks", study))
+
+    def _knows_more(self, study: str, entry: Mapping[str, object], asked: Sequence[str]) -> bool:
+        """Tell whether an earlier run has asked for the second stage that this one, on the same, still waits for."""
+        before, chunks = self.run["request"].get(study, {}), self.run["chunks"].get(study, ())
+        return (
+            bool(entry.get("second_waits"))
+            and not before.get("second_waits")
+            and identity.asks_the_same(before, entry)
+            and (set(asked) <= {*chunks} or bool(before.get("stopped")))
+        )
 
     def finished(self, chunks: Iterable[Chunk], **marks: object) -> dict[str, Summary]:
         """Chunk id -> what it holds, for those that a resumed run leaves alone.
