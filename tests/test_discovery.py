@@ -142,6 +142,37 @@ def test_an_installed_distribution_brings_studies_by_an_entry_point(tmp_path, mo
     assert [found.origin for found in discover() if found.foreign] == ["mine_installed", "mine_installed.one"]
 
 
+def test_a_study_in_an_inner_package_is_found_again(tmp_path, monkeypatch):
+    write(tmp_path / "mine_outer" / "inner" / "one.py", "one", "from ..shapes import SIDES\n" + BODY)
+    (tmp_path / "mine_outer" / "shapes.py").write_text("SIDES = 4\n")
+    for folder in ("mine_outer", "mine_outer/inner", "mine_space/inner"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "__init__.py").touch()
+    write(tmp_path / "mine_space" / "inner" / "two.py", "two")
+    monkeypatch.chdir(tmp_path)
+    found = find("one", ["mine_outer.inner"])
+    place = discovery.place(found.origin)
+    assert place == str(tmp_path / "mine_outer" / "inner")
+    assert discovery.place(find("two", ["mine_space.inner"]).origin) == "mine_space.inner.two"
+    monkeypatch.chdir("/")
+    assert discovery.located(place, "one", outside=tmp_path / "run") == find("one", [place]) == found
+    assert found.load().name == "one"
+
+
+def test_looking_runs_no_package(tmp_path, monkeypatch, capfd):
+    write(tmp_path / "mine_bad" / "sub" / "one.py", "one")
+    (tmp_path / "mine_bad" / "__init__.py").write_text("print('noise')\nraise RuntimeError('no luck')\n")
+    monkeypatch.chdir(tmp_path)
+    found = find("one", ["mine_bad.sub"])
+    for source in ("mine_bad.py", "mine_bad.sub.none", "mine_bad.sub.one.none"):
+        with pytest.raises(UnknownStudyError, match="is neither a file, a folder nor an importable package"):
+            discover([source])
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(StudyError, match=r"cannot be loaded from mine_bad\.sub\.one: RuntimeError: no luck"):
+        found.load()
+    assert capfd.readouterr() == ("", "noise\n")
+
+
 def test_namesakes_are_refused(tmp_path):
     with pytest.raises(StudyError, match=r"two studies are named 'mine': .*a\.py and .*b\.py"):
         discover([str(write(tmp_path / "a.py")), str(write(tmp_path / "b.py"))])

@@ -14,25 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import importlib
 import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import NoReturn
 
-from depthgauge import code, declaration, environment, topics
+from depthgauge import code, declaration, environment, modules, topics
 from depthgauge.foreign import contained, describe_error
 from depthgauge.isolation import same_folder, stdout_to_stderr
 from depthgauge.study import Study, StudyError
 from depthgauge.verdict import Claim
 
 GROUP = "depthgauge.studies"
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 class UnknownStudyError(LookupError):
@@ -102,18 +99,27 @@ def foreign(origin: str) -> bool:
 
 
 def place(origin: str) -> str:
-    """The path of an origin, for a process that starts in another folder: that of its file or outermost package.
+    """The path of an origin, for a process that starts in another folder: that of its file or innermost package.
 
-    What depthgauge or an installed distribution brings keeps its dotted name.
+    What depthgauge or an installed distribution brings keeps its dotted name; so does what lies in a folder that is a
+    package without an `__init__.py`, whose name its path does not tell.
     """
-    if origin.endswith(".py") or not foreign(origin):
+    module = None if origin.endswith(".py") or not foreign(origin) else modules.find(origin)
+    if module is None or module.file is None:
         return origin
-    spec = find_spec(origin.partition(".")[0])
-    if spec is None or spec.origin is None:
+    path = module.file.resolve()
+    if _root(module.file, origin).name in _INSTALLED:
         return origin
-    path = Path(spec.origin).resolve()
-    home = path.parent if spec.submodule_search_locations else path
-    return origin if home.parent.name in {"site-packages", "dist-packages"} else str(home)
+    package = origin if path.name == "__init__.py" else origin.rpartition(".")[0]
+    if not package:
+        return str(path)
+    _, told = modules.package_of(path.parent)
+    return str(path.parent) if f".{told}".endswith(f".{package}") else origin
+
+
+def _root(path: Path, module: str) -> Path:
+    """The folder from which a module with that file is imported."""
+    return path.parents[module.count(".") + (path.name == "__init__.py")]
 
 
 def source(origin: str) -> str:
@@ -131,12 +137,12 @@ def _files(origin: str) -> dict[str, Path]:
         if path.name == "__init__.py":
             module, root = root.name, root.parent
     else:
-        spec = find_spec(origin)
-        if spec is None or spec.origin is None:
+        there = modules.find(origin)
+        if there is None or there.file is None:
             return {}
-        module, path = origin, Path(spec.origin)
-        root = path.parents[origin.count(".") + (path.name == "__init__.py")]
-    if root.name in {"site-packages", "dist-packages"}:  # which holds everybody's
+        module, path = origin, there.file
+        root = _root(path, module)
+    if root.name in _INSTALLED:  # which holds everybody's
         near = (path,) if path.parent == root else path.parent.rglob("*.py")
         return {str(each.relative_to(root)): each for each in near}
     files = code.behind(module, root)
@@ -153,12 +159,12 @@ def load(origin: str, name: str) -> Study:
     """
 
     def module() -> object:
-        return _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
+        return modules.load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
 
     try:
         with contained(), same_folder(), stdout_to_stderr():
             if foreign(origin):
-                known = _module_name(Path(origin)) if origin.endswith(".py") else origin
+                known = modules.name_of_file(Path(origin)) if origin.endswith(".py") else origin
                 loaded = code.importing(origin, known, lambda: _files(origin), module)
             else:
                 loaded = module()
@@ -172,41 +178,6 @@ def load(origin: str, name: str) -> Study:
     if study.name != name:
         raise StudyError(f"the STUDY of {origin} is named {study.name!r}, where {name!r} was expected")
     return study
-
-
-def _load_file(path: Path) -> object:
-    name = _module_name(path)
-    if name in sys.modules:
-        return sys.modules[name]
-    _importable(path.parent)
-    spec = spec_from_file_location(name, path, loader=_Loader(name, str(path)))
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = sys.modules[name] = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _module_name(path: Path) -> str:
-    """One file, one module, however often it is asked for; the digest keeps namesakes in other folders apart."""
-    return f"depthgauge_study_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
-
-
-class _Loader(SourceFileLoader):
-    """Compiles what stands in the file: cached byte code may be of a file of the same second and size."""
-
-    def path_stats(self, path: str) -> NoReturn:
-        raise OSError(f"{path} is read anew")
-
-
-def _importable(folder: Path) -> None:
-    """Last on the path, so that a user's `models` shadows nothing that was importable before."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
 
 
 def discover(sources: Iterable[str] = ()) -> tuple[Found, ...]:
@@ -274,22 +245,11 @@ def located(origin: object, name: str, *, outside: Path) -> Found:
 
 
 def _place(origin: str) -> Path | None:
-    """The file or folder of an origin, without importing the packages that it is in."""
+    """The file or folder of an origin."""
     if origin.endswith(".py") or Path(origin).is_absolute():
         return Path(origin) if Path(origin).is_absolute() else None
-    top, *below = origin.split(".")
-    try:
-        spec = find_spec(top) if all(part.isidentifier() for part in (top, *below)) else None
-    except (ImportError, ValueError):
-        return None
-    if spec is None:
-        return None
-    for folder in spec.submodule_search_locations or ():
-        base = Path(folder, *below)
-        for path in (base / "__init__.py", base.with_suffix(".py")):
-            if path.is_file():
-                return path
-    return Path(spec.origin) if spec.origin and not below else None
+    module = modules.find(origin)
+    return module and module.file
 
 
 def check_preset(study: str, preset: str, presets: Sequence[str]) -> None:
@@ -321,26 +281,24 @@ def _in_source(source: str) -> Iterator[Found]:
         yield from _in_file(path.resolve(), str(path.resolve()), wanted=True)
     elif not os.path.isdir(path):  # noqa: PTH112 - likewise
         with contextlib.suppress(FileNotFoundError):  # the current folder may be gone
-            _importable(Path.cwd())
+            modules.importable(Path.cwd())
         yield from _in_package(source)
     elif (path / "__init__.py").exists():
-        _importable(path.resolve().parent)
-        yield from _in_folder(path.resolve(), path.resolve().name)
+        root, package = modules.package_of(path.resolve())
+        modules.importable(root)
+        yield from _in_folder(path.resolve(), package)
     else:
         yield from _in_folder(path.resolve(), None)
 
 
 def _in_package(name: str) -> Iterator[Found]:
-    try:
-        spec = find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
+    module = modules.find(name)
+    if module is None:
         raise UnknownStudyError(f"{name!r} is neither a file, a folder nor an importable package of studies")
-    if spec.submodule_search_locations is None and spec.origin:
-        yield from _in_file(Path(spec.origin), name, wanted=True)
-    for folder in spec.submodule_search_locations or ():
-        yield from _in_folder(Path(folder), name)
+    if module.file and not module.folders:
+        yield from _in_file(module.file, name, wanted=True)
+    for folder in module.folders:
+        yield from _in_folder(folder, name)
 
 
 def _in_folder(folder: Path, package: str | None) -> Iterator[Found]:

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from depthgauge import code, environment, hashing
+from depthgauge import code, environment, hashing, modules
 from depthgauge.discovery import Found
 from depthgauge.foreign import describe_error, original
 from depthgauge.study import Study, StudyError
@@ -132,8 +132,8 @@ def _files(study: Study | str) -> tuple[Path, ...]:
     if isinstance(study, str):
         if study.endswith(".py"):
             return (Path(study),)
-        spec = find_spec(study)
-        return (Path(spec.origin),) if spec and spec.origin else ()
+        module = modules.find(study)
+        return (module.file,) if module and module.file else ()
     declared = [str(module.__file__) for _, module in _declaring(study) if getattr(module, "__file__", None)]
     functions = (getattr(do, "__code__", None) for do in (study.run, study.analyse, study.plot, study.second))
     return tuple(map(Path, declared or {function.co_filename for function in functions if function}))
