@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from depthgauge import discovery
+from depthgauge.cli import main
 from depthgauge.discovery import UnknownStudyError, discover, find
+from depthgauge.request import choose
 from depthgauge.study import StudyError
 from depthgauge.verdict import Claim
 
@@ -140,6 +143,35 @@ def test_an_installed_distribution_brings_studies_by_an_entry_point(tmp_path, mo
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if group == discovery.GROUP else [])
     write(tmp_path / "mine_installed" / "one.py", "one")
     assert [found.origin for found in discover() if found.foreign] == ["mine_installed", "mine_installed.one"]
+
+
+def test_an_entry_point_that_is_broken_costs_a_line(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "mine_good.py", "good")
+    write(tmp_path / "mine_lacking.py", "lacking", "import no_such_module\n" + BODY)
+    write(tmp_path / "mine_namesake.py", "precision")
+    monkeypatch.syspath_prepend(tmp_path)
+    values = {"stale": "mine_gone.studies", "odd": "!!", "same": "mine_namesake", "a": "mine_lacking", "b": "mine_good"}
+    points = [importlib.metadata.EntryPoint(name, value, discovery.GROUP) for name, value in values.items()]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points if group == discovery.GROUP else [])
+    assert [found.name for found in discover() if found.foreign] == ["good", "lacking"]
+    with pytest.raises(
+        UnknownStudyError, match=r"^the entry point 'stale' \(mine_gone.studies\) brings no study: there "
+    ):
+        find("stale")
+    with pytest.raises(StudyError, match="No module named 'no_such_module'"):
+        find("lacking").load()
+    names = [found.name for found in choose((), "quick", ())]
+    assert "good" in names
+    assert "lacking" not in names
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1:] for line in told[:2]] == [
+        ["the entry point 'stale' (mine_gone.studies) brings no study", "there is no module 'mine_gone.studies'"],
+        ["the entry point 'odd' (!!) brings no study", "it does not name a module"],
+    ]
+    assert "mine_namesake.py has the name of" in told[2]
+    assert "study 'lacking' of the entry point 'a' (mine_lacking) is left out" in told[3]
+    assert len(told) == 4
+    assert CliRunner().invoke(main, ["lst"], prog_name="depthgauge").exit_code == 2
 
 
 def test_a_study_in_an_inner_package_is_found_again(tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ Looking reads the files and imports nothing, so that a listing is fast and a bro
     study = find("gradient_flow").load()
 
 Studies of your own come from a file, a folder or an importable package (`sources`, the option `--studies`), or from
-an installed distribution with an entry point in the group `depthgauge.studies` that names a package or module.
+an installed distribution with an entry point in the group `depthgauge.studies` that names a package or module. An entry
+point that brings none costs a line on stderr, once a process, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from depthgauge import code, declaration, environment, modules, topics
-from depthgauge.foreign import contained, describe_error
+from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import same_folder, stdout_to_stderr
 from depthgauge.study import Study, StudyError
 from depthgauge.verdict import Claim
@@ -56,6 +58,7 @@ class Found:
         presets: names of its presets; empty where the file computes them.
         problem: why the file cannot be read as Python; empty where it can.
         topic: the question of a report that it belongs to; empty where it has one of its own.
+        brought: the entry point of an installed distribution that brings it, in words; empty where none does.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Found:
     presets: tuple[str, ...] = ()
     problem: str = ""
     topic: str = ""
+    brought: str = ""
 
     @property
     def foreign(self) -> bool:
@@ -208,6 +212,9 @@ def find(name: str, sources: Iterable[str] = ()) -> Found:
     studies = {study.name: study for study in discover(sources)}
     if name in studies:
         return studies[name]
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if point.name == name and (why := _brought(point)[1]):
+            raise UnknownStudyError(why)
     raise UnknownStudyError(f"there is no study {name!r}; {_meant(name, studies)}")
 
 
@@ -265,14 +272,62 @@ def check_preset(study: str, preset: str, presets: Sequence[str]) -> None:
 
 
 def _everything(sources: Iterable[str]) -> Iterator[Found]:
-    yield from _in_package("depthgauge.studies")
+    taken = {}
+    for study in _in_package("depthgauge.studies"):
+        taken[study.name] = study.path
+        yield study
     for point in importlib.metadata.entry_points(group=GROUP):
-        yield from _in_package(point.module)
+        brought, why = _brought(point)
+        if why:
+            _say(why)
+        for study in brought:
+            if taken.setdefault(study.name, study.path) == study.path:
+                yield study
+            else:
+                _say(f"{study.brought} is left out: {study.path} has the name of {taken[study.name]}, {study.name!r}")
     for source in sources:
         studies = tuple(_in_source(source))
         if not studies:
             raise UnknownStudyError(f"there is no study in {source!r}: a study is a file with a module-level STUDY")
         yield from studies
+
+
+def _brought(point: importlib.metadata.EntryPoint) -> tuple[tuple[Found, ...], str]:
+    """The studies of an entry point, and why it brings none; empty where it does."""
+    owner = f" of {point.dist.name}" if point.dist else ""
+    words = as_line(f"the entry point {point.name!r} ({point.value}){owner}")
+    try:
+        if modules.find(point.module) is not None:
+            return tuple(replace(study, brought=words) for study in _in_package(point.module)), ""
+        why = f"there is no module {point.module!r}"
+    except AttributeError:
+        why = "it does not name a module"
+    except (StudyError, OSError) as error:
+        why = as_line(error)
+    return (), f"{words} brings no study: {why}"
+
+
+def runs(study: Found, preset: str) -> bool:
+    """Tell whether a study that nobody has named can be run: one that a distribution brings and that cannot is told.
+
+    Args:
+        study: the study; one that a distribution brings is imported.
+        preset: the preset that is asked for.
+    """
+    try:
+        if study.brought:
+            check_preset(study.name, preset, tuple(study.load().presets))
+    except (StudyError, UnknownPresetError) as error:
+        _say(f"study {study.name!r} of {study.brought} is left out: {as_line(error)}")
+        return False
+    return True
+
+
+@cache
+def _say(line: str) -> None:
+    """Tell a line on stderr, once."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or not there
+        sys.stderr.write(f"depthgauge: {line}\n")
 
 
 def _in_source(source: str) -> Iterator[Found]:

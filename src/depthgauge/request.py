@@ -95,14 +95,15 @@ class StudyRequest:
 def choose(studies: Sequence[str | Study], preset: str, sources: Sequence[str]) -> Sequence[Found | Study]:
     """Choose studies by name or by themselves, each once; all known ones where none is named.
 
-    What is misspelt is told before the first is imported.
+    What is misspelt is told before the first is imported. A study that an installed distribution brings and that cannot
+    be run is left out where none is named.
 
     Raises:
         UnknownStudyError: there is no study of that name, or none at all.
         UnknownPresetError: a study has no preset of that name.
     """
     if not studies:
-        every = discovery.discover(sources)
+        every = [study for study in discovery.discover(sources) if discovery.runs(study, preset)]
         if not every:
             raise discovery.UnknownStudyError("there are no studies to run")
         chosen: list[Found | Study] = sorted(every, key=lambda study: topics.place(study.topic))  # as in a report

@@ -74,7 +74,9 @@ class Program(Commands):
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             from depthgauge.discovery import discover  # noqa: PLC0415 - for an error alone
 
-            if args[0] in {study.name for study in discover()}:
+            with errors.sentences():
+                names = {study.name for study in discover()}
+            if args[0] in names:
                 raise click.UsageError(f"{args[0]!r} is a study: depthgauge run {' '.join(args)}", ctx)
         return super().resolve_command(ctx, args)
 
