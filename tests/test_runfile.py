@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from depthgauge import encoding, running, store
+from depthgauge import encoding, runfile, running, store
 from depthgauge.cli import main
 from depthgauge.encoding import DamagedError, decode
+from depthgauge.request import Request
 from depthgauge.store import Store, StoreError
 
 pytestmark = pytest.mark.slow  # each runs a study, or a command in a process of its own
@@ -174,6 +175,24 @@ def test_a_lost_run_json_is_found_again_from_the_chunks(here, base):
     assert "run.json was lost; its rows are kept" in again.stderr
     assert not store.read(here / "x").lost
     assert store.read(here / "x").frame("walk").equals(before.frame("walk"))
+
+
+def test_a_lost_run_json_of_two_requests_counts_each_case_once(tmp_path):
+    for seeds in (4, 5):  # in chunks of three
+        asked = running.run("walk", out=tmp_path, workers=0, sources=[WALK], request=Request(seeds=seeds))
+    before = asked.stored.frame("walk")
+    (tmp_path / "run.json").unlink()
+    result = call("report", str(tmp_path), "--studies", WALK)
+    assert "left, left out, as others hold the same cases: 8 chunks of walk" in result.stderr.replace(";", ",")
+    assert sorted(store.read(tmp_path).frame("walk")["case"]) == sorted(before["case"])
+    again = running.run("walk", out=tmp_path, workers=0, sources=[WALK], request=Request(seeds=4))
+    assert (again.ran, again.reused) == (0, 16)
+
+
+def test_chunks_that_share_cases_give_way_to_those_with_more_results():
+    held = {"a": ("123", 3), "b": ("345", 2), "c": ("45", 2), "d": ("6789", 0), "e": ("67", 1), "f": ("9", 1)}
+    chunks = {name: runfile._Held(frozenset(cases), results) for name, (cases, results) in held.items()}
+    assert runfile._apart(chunks) == ["a", "c", "e", "f"]
 
 
 def test_a_lost_run_json_brings_no_rows_of_other_code_back(here):
@@ -410,8 +429,6 @@ def test_a_folder_that_is_gone_is_a_sentence(here, tmp_path, monkeypatch):
 
 
 def test_the_entries_are_those_that_are_checked(base):
-    from depthgauge import runfile
-
     run = json.loads((base / "run.json").read_text())
     assert run.keys() == runfile._ENTRIES.keys()
     assert run["request"]["walk"].keys() <= runfile._ASKED.keys()

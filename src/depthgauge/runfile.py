@@ -12,16 +12,18 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from depthgauge import costs, identity, jsonfile
 from depthgauge.folder import Folder, OddFileError
-from depthgauge.study import is_name
+from depthgauge.study import Case, is_name
 from depthgauge.version import SCHEMA
 
 NAME = "run.json"
 LOST = "lost"  # the entry of a `run.json` that was made again from the chunks
+TWICE = "twice"  # such a one's: study -> chunks that are left out of it, as others hold cases of theirs
 _NEIGHBOURS = 20  # run directories that are asked what studies cost
 _MOST = 2**26  # bytes: ids of half a million chunks
 _CHUNK = re.compile(r"[A-Za-z0-9][A-Za-z0-9.=,_+-]{0,199}")
@@ -160,7 +162,8 @@ def stored_chunks(folder: Folder) -> Iterator[tuple[str, str]]:
 def recovered(folder: Folder) -> dict[str, Any] | None:
     """Reconstruct a lost `run.json` from the chunks' own metadata; None where there are no chunks.
 
-    The preset, the number of seeds and the order of the chunks are lost with it: chunks come by name.
+    The preset, the number of seeds and the order of the chunks are lost with it: chunks come by name. Where several
+    requests have left chunks that share cases, each case is in one chunk of those that are kept (`left_out`).
 
     Raises:
         StoreError: the chunks were not made by one and the same code.
@@ -169,6 +172,7 @@ def recovered(folder: Folder) -> dict[str, Any] | None:
     from depthgauge.encoding import LARGEST, DamagedError, decode  # noqa: PLC0415
 
     run: dict[str, Any] = {"schema": SCHEMA, "request": {}, "fingerprint": {}, "chunks": {}, "models": {}, LOST: True}
+    held: dict[str, dict[str, _Held]] = {}
     for study, chunk in stored_chunks(folder):
         try:
             _, metadata = decode(folder.read(("chunks", study, f"{chunk}.parquet"), most=LARGEST), study, chunk)
@@ -184,10 +188,38 @@ def recovered(folder: Folder) -> dict[str, Any] | None:
             changed.append(f"code of {study} or its model")
         if changed:
             raise StoreError(f"{folder.path} has no run.json, and its rows differ in: {', '.join(changed)}")
-        run["chunks"].setdefault(study, []).append(chunk)
+        cases = frozenset(Case.of(case).id for case in metadata["cases"])
+        held.setdefault(study, {})[chunk] = _Held(cases, len(cases) - sum(metadata["failed"].values()))
         if "model" in marks:
             run["models"][marks["model"]] = marks.get("model_source")
+    run["chunks"] = {study: _apart(chunks) for study, chunks in held.items()}
+    run[TWICE] = {study: more for study, chunks in held.items() if (more := len(chunks) - len(run["chunks"][study]))}
     return {"command": "", "started": "", **run} if run["chunks"] else None
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a chunk holds: ids of its cases, and how many of them have a result."""
+
+    cases: frozenset[str]
+    results: int
+
+
+def _apart(chunks: Mapping[str, _Held]) -> list[str]:
+    """Chunks of which no two share a case, by name: those with most results are taken first."""
+    taken: set[str] = set()
+    kept = []
+    for chunk, held in sorted(chunks.items(), key=lambda pair: (-pair[1].results, -len(pair[1].cases), pair[0])):
+        if taken.isdisjoint(held.cases):
+            taken |= held.cases
+            kept.append(chunk)
+    return sorted(kept)
+
+
+def left_out(run: Mapping[str, Any]) -> str:
+    """The end of a sentence on a reconstructed `run.json`: which chunks it leaves out; empty where there are none."""
+    counts = [f"{count} {'chunk' if count == 1 else 'chunks'} of {study}" for study, count in run[TWICE].items()]
+    return f"; left out, as others hold the same cases: {', '.join(counts)}" if counts else ""
 
 
 def known_costs(out: Path, device: str) -> costs.Table:

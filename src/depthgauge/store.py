@@ -246,8 +246,8 @@ class Store:
             run = runfile.recovered(self._folder)
             if run is None:
                 return
-            run.pop(runfile.LOST)
-            self.notes.append(f"{self.directory / runfile.NAME} was lost; its rows are kept")
+            self.notes.append(f"{self.directory / runfile.NAME} was lost; its rows are kept{runfile.left_out(run)}")
+            run = {name: entry for name, entry in run.items() if name not in {runfile.LOST, runfile.TWICE}}
         changed = identity.of_directory(run["fingerprint"], self.run["fingerprint"])
         if changed:
             raise StoreError(
