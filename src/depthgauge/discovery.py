@@ -256,7 +256,7 @@ def _place(origin: str) -> Path | None:
     if origin.endswith(".py") or Path(origin).is_absolute():
         return Path(origin) if Path(origin).is_absolute() else None
     module = modules.find(origin)
-    return module and module.file
+    return module.file if module is not None else None
 
 
 def check_preset(study: str, preset: str, presets: Sequence[str]) -> None:

@@ -133,7 +133,7 @@ def _files(study: Study | str) -> tuple[Path, ...]:
         if study.endswith(".py"):
             return (Path(study),)
         module = modules.find(study)
-        return (module.file,) if module and module.file else ()
+        return (module.file,) if module is not None and module.file is not None else ()
     declared = [str(module.__file__) for _, module in _declaring(study) if getattr(module, "__file__", None)]
     functions = (getattr(do, "__code__", None) for do in (study.run, study.analyse, study.plot, study.second))
     return tuple(map(Path, declared or {function.co_filename for function in functions if function}))
