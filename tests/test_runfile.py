@@ -314,6 +314,13 @@ def test_what_stands_in_place_of_a_chunk_is_set_aside(here, odd):
     assert path.is_file()
 
 
+def test_a_run_that_was_asked_for_nothing_yet_has_no_report(here):
+    path = here / "x" / "run.json"
+    run = json.loads(path.read_text())
+    path.write_text(json.dumps(run | {"request": {}, "chunks": {}}))
+    assert sentence(call(*REPORT)) == "depthgauge: no study has been asked for in x"
+
+
 # -- links -------------------------------------------------------------------------------------------------------------
 
 PLACES = [

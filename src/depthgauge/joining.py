@@ -57,10 +57,7 @@ def join(runs: Sequence[Stored], out: Path) -> Joined:
         StoreError: two runs hold one study, none holds any, or something else is in the report's place.
     """
     _check_place(out)
-    asked = [run for run in runs if run.studies]
-    if not asked:
-        raise StoreError(f"no study has been asked for in {' or '.join(str(run.directory) for run in runs)}")
-    runs = asked
+    runs = asked(runs)
     owners: dict[str, Stored] = {}
     for run in runs:
         for study in run.studies:
@@ -92,6 +89,17 @@ def join(runs: Sequence[Stored], out: Path) -> Joined:
         "lost": any(run.lost for run in runs),
     }
     return Joined(out, joined, owners)
+
+
+def asked(runs: Sequence[Stored]) -> list[Stored]:
+    """Return the runs that were asked for a study.
+
+    Raises:
+        StoreError: none was.
+    """
+    if found := [run for run in runs if run.studies]:
+        return found
+    raise StoreError(f"no study has been asked for in {' or '.join(str(run.directory) for run in runs)}")
 
 
 def _check_place(out: Path) -> None:

@@ -79,7 +79,7 @@ def _holds_run(directory: Path) -> bool:
 
 
 def _render(runs: Sequence[Stored], out: Path | None, sources: Sequence[str]) -> None:
-    from depthgauge.joining import join
+    from depthgauge.joining import asked, join
     from depthgauge.runfile import left_out
 
     studies: dict[str, Study] = {}
@@ -87,7 +87,7 @@ def _render(runs: Sequence[Stored], out: Path | None, sources: Sequence[str]) ->
         if stored.lost:
             lost = f"{stored.directory / 'run.json'} was lost; the report is made from the rows that are left"
             output.say(f"{lost}{left_out(stored.run)}")
-    joined = runs[0] if out is None else join(runs, out)
+    joined = asked(runs)[0] if out is None else join(runs, out)
     for stored in runs:
         studies |= load(stored, stored.studies, sources)
     if out is not None:
