@@ -124,6 +124,22 @@ def test_a_sample_without_replacement_is_unbiased_for_its_population() -> None:
     assert np.mean([each.low <= truth.value <= each.high for each in corrected]) > 0.9
 
 
+@pytest.mark.parametrize("units", [18, 20])
+def test_batches_out_of_a_finite_set_keep_the_error_of_their_partition(units: int) -> None:
+    """Of 40 sets of 200 in batches of 10: the share that was not drawn shrinks not all of the variance to a point."""
+    held = 0
+    for seed in range(40):
+        whole = draw(seed, 200, 20, 1.0)
+        truth = of_products(*products(whole), population=200).value
+        order = numpy_generator(seed, Purpose.SAMPLE, units).permutation(200)[: 10 * units]
+        found = of_products(*products(whole[order].reshape(units, 10, 20).mean(1)), batch=10, population=200)
+        assert found.low < found.value < found.high
+        held += found.low <= truth <= found.high
+    assert held >= 34  # 33 or fewer of 40 have a chance of 0.3 % at 95 %
+    few = of_products(*products(whole[:40].reshape(4, 10, 20).mean(1)), batch=10, population=40)
+    assert (few.low, few.high) == (0.0, math.inf)
+
+
 def test_a_sentence_says_what_was_found() -> None:
     assert str(of_products(*products(draw(7, 200, 20, 4.0)))).startswith("noise scale 4.")
     noisy = draw(1, 30, 2, math.inf)
@@ -153,6 +169,9 @@ def test_two_batch_sizes_solve_for_both() -> None:
     assert found.signal == pytest.approx((64 * 1.5 - 4 * 6.0) / 60)
     assert found.value == pytest.approx(found.noise / found.signal)
     assert found.low < found.value < found.high
+    assert found.method.endswith("Fieller's set with Welch's t")
+    assert noise.from_batches(4, small, 64, big, paired=True).method.endswith("with paired t")
+    assert noise.from_batches(4, small, 64, big[:1], population=64).method.endswith("with Student's t")
 
 
 def test_two_batch_sizes_are_a_ratio_of_means_and_unclamped() -> None:

@@ -62,22 +62,25 @@ def from_batches(
     method = f"mean squared norms of {len(small)} gradients of {small_batch} and {len(big)} of {big_batch} examples"
     if population is not None:
         method += f" out of {population:,}"
-    n = min(len(small), len(big))
+    n, test = min(len(small), len(big)), "paired" if paired else "Welch's"
     if not math.isfinite(noise) or not math.isfinite(signal):
         low = high = value = math.nan
     else:
         exact = big_batch == population
-        n = len(small) if exact else n
+        n, test = (len(small), "Student's") if exact else (n, test)
         low, high = _interval(small, np.full(1, big.mean()) if exact else big, weights, paired=paired and not exact,
                               confidence=confidence, value=value) if n >= FEWEST else (0.0, math.inf)  # fmt: skip
-        method += ", jackknife over batches" if n >= FEWEST else f"; fewer than {FEWEST} reject no scale"
+        method += f", Fieller's set with {test} t" if n >= FEWEST else f"; fewer than {FEWEST} reject no scale"
     return NoiseScale(value, low, high, signal * peak, noise * peak, n, confidence, method)
 
 
 def _interval(
     small: Floats, big: Floats, weights: list[float], *, paired: bool, confidence: float, value: float
 ) -> tuple[float, float]:
-    """Scales r at which noise - r signal, a difference of two means, is not rejected; degrees by Welch."""
+    """Scales r at which noise - r signal, a difference of two means, is not rejected; degrees by Welch.
+
+    Fieller's set for a ratio (1954, JRSS B 16, 175).
+    """
     means = small.mean(), big.mean()
     variances = [float(each.var(ddof=1)) / len(each) if len(each) > 1 else 0.0 for each in (small, big)]
     shared = float(np.cov(small, big)[0, 1]) / len(small) if paired else 0.0

@@ -45,8 +45,9 @@ def scale(
     """Gradient noise scale tr(Sigma) / |G|^2 of a module, from the gradient of every example given.
 
     The gradients of all examples are had at once where `torch.func.vmap` can do it and gives the same, else one after
-    another; they are added in float64, and computed twice where they do not fit into memory together. The model is left
-    as it was: weights, gradients, buffers, modes, hooks and random states.
+    another, and computed twice where they do not fit into memory together. Norms, and sums over blocks, are added in
+    float64; sums within a block and products with the sum of all are made in the gradients' own format. The model is
+    left as it was: weights, gradients, buffers, modes, hooks and random states.
 
     Args:
         model: any module; its parameters that take a gradient count, a shared one once.
@@ -56,7 +57,8 @@ def scale(
         targets: likewise, or None.
         confidence: of the interval.
         population: number of examples in the finite set that these were drawn from without replacement, where the scale
-            of that set is asked for; None: that of the distribution behind them.
+            of that set is asked for; None: that of the distribution behind them. The interval is shorter for it where
+            `batch` is 1.
         batch: examples a gradient. More than 1 where one example alone has no gradient of its own, as with batch
             normalization in train mode: then the gradients of disjoint batches, drawn at random, take the examples'
             place. Examples left over are not used.
@@ -86,7 +88,7 @@ def scale(
 
 
 def _products(task: _Task, together: int) -> tuple[Floats, Floats]:
-    """|g_i|^2 and g_i . sum_j g_j of every unit, in float64."""
+    """|g_i|^2 and g_i . sum_j g_j of every unit; norms and sums over blocks and parameters are added in float64."""
     count = len(task.examples)
     blocks = [range(start, min(start + together, count)) for start in range(0, count, together)]
     several = task.vectorized if together > 1 else task.alone

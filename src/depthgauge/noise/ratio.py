@@ -82,7 +82,9 @@ def of_products(
         squares: (n,) |g_i|^2.
         along: (n,) g_i . sum_j g_j.
         batch: examples that each gradient is the mean of.
-        population: number of examples that they were drawn from without replacement; None: independent draws.
+        population: number of examples that they were drawn from without replacement; None: independent draws. Of single
+            examples it also shortens the interval, to a point where all are there. Means of batches keep that of
+            independent draws: the batches are one partition of many, and the variance of their means has its error.
         confidence: of the interval.
 
     Raises:
@@ -113,7 +115,7 @@ def of_products(
     squares, along = squares / peak, along / peak
     pairs = _Pairs.of(squares, along, batch, population)
     value = ratio(pairs.noise, pairs.signal)
-    if population == n * batch:
+    if batch == 1 and population == n:
         low = high = value
         method += ": all there are"
     elif n < FEWEST:
@@ -186,7 +188,9 @@ class _Pairs:
         """Studentized noise - scale signal, above 0 where the true scale is larger; of an infinite one, -signal.
 
         The signal's variance is that which it would have at this scale: the jackknife's own collapses where the mean
-        gradient of a sample happens to be short.
+        gradient of a sample happens to be short. Of batches out of a finite set, what noise owes to the partition stays
+        whole, and what signal and covariance owe to the draw lies between the share that was not drawn (means of
+        gradients) and all of it (gradients that depend on the batch): the wider one is taken.
         """
         n, per_gradient = self.n, self.noise / self.batch
         expected = max(4 * self.direction * (self.noise / scale + per_gradient / (2 * n)), 0.0)
@@ -201,7 +205,10 @@ class _Pairs:
         nnn, nns, nss, sss = self.third
         y *= grown
         skewness = (x**3 * nnn + 3 * x * x * y * nns + 3 * x * y * y * nss + y**3 * sss) / square**1.5
-        return _hall(value / math.sqrt(square * n / (n - 1) * self.left), skewness, n)
+        left = self.left
+        if self.batch > 1:
+            square, left = max(square, left * square + (1 - left) * x * x * nn), 1.0
+        return _hall(value / math.sqrt(square * n / (n - 1) * left), skewness, n)
 
 
 def _hall(standardized: float, skewness: float, n: int) -> float:

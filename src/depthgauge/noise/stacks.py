@@ -67,7 +67,10 @@ def of_replicas(
 
 
 def _products(stack: Stack, chain: Chain, objective: Objective, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, n) squared norms of the gradients, and their products with the sum of all, in float64."""
+    """(R, n) squared norms of the gradients, and their products with the sum of all.
+
+    A layer's products are made in the stack's format, and added over its units and over layers in float64.
+    """
     parameters = list(stack.parameters.values())
     everywhere = (len(stack), -1)
     inputs = x.expand(*everywhere, *x.shape[1:])
