@@ -99,6 +99,15 @@ def test_what_is_found_scales_with_the_inverse_of_the_curvature(curvature: float
     )
 
 
+def test_a_sweep_ends_where_the_loss_rises_however_far_it_falls() -> None:
+    over = learning_rate.far([0.1, -3.0, 0.3, math.inf, -math.inf, math.nan], np.array([0.05, -0.1, 0.05]))
+    assert over.tolist() == [False, False, True, True, True, True]
+    below = Training(Quadratic(), curvatures([1.0] * 8), lambda model, batch: energy(model, batch) - 1.4)
+    found, same = (learning_rate.find(each, low=0.02) for each in (below, quadratic()))  # one falls from 0.1 to -1.4
+    assert found.suggestions == pytest.approx(same.suggestions)
+    assert (found.low, found.high) == pytest.approx((same.low, same.high))
+
+
 def test_repetitions_without_spread_leave_the_spread_of_the_rule() -> None:
     found = learning_rate.find(quadratic())
     assert len(set(found.suggestions)) == 1

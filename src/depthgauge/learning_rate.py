@@ -121,9 +121,12 @@ def smoothed(change: ArrayLike) -> Floats:
 
 
 def far(losses: ArrayLike, start: Floats) -> NDArray[np.bool_]:
-    """Tell where a sweep is over: the loss is not finite, or above twice the largest at the start and its spread."""
-    limit = 2 * float(np.abs(start).max()) + float(np.std(start))
-    return ~(np.abs(np.asarray(losses, dtype=np.float64)) <= limit)
+    """Tell where a sweep is over: the loss is not finite, or above twice the largest size at the start and its spread.
+
+    However far it falls, below zero too, is no end of it: only minus infinity is, from which no gradient leads on.
+    """
+    limit, values = 2 * float(np.abs(start).max()) + float(np.std(start)), np.asarray(losses, dtype=np.float64)
+    return ~(np.isfinite(values) & (values <= limit))
 
 
 @dataclass(frozen=True)
