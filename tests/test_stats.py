@@ -747,6 +747,15 @@ def test_a_target_that_hardly_any_run_reached() -> None:
     assert (never.restricted_mean(100).value, never.reached.value) == (100.0, 0.0)
 
 
+@pytest.mark.parametrize(("n", "arrived", "low"), [(20, 0, 100.0), (20, 1, 100.0), (6, 0, 100.0), (5, 0, 0.0)])
+def test_a_median_beyond_the_budget_is_known_to_lie_there(n: int, arrived: int, low: float) -> None:
+    """As `stats.median` says of the same runs; five late ones of five have a chance of 3 %, more than 2.5 %."""
+    got = stats.survival([100.0] * (n - arrived) + [50.0] * arrived, [False] * (n - arrived) + [True] * arrived).median()
+    assert (got.value, got.low, got.high) == (math.inf, low, math.inf)
+    exact = stats.median([math.inf] * (n - arrived) + [50.0] * arrived)
+    assert exact.low == (math.inf if low else -math.inf)
+
+
 def test_a_curve_that_drops_to_zero_bounds_nothing_from_above() -> None:
     got = stats.survival([10.0] * 6, [True] * 6).median()  # Greenwood's variance is 0/0 at S = 0
     assert (got.value, got.low, got.high) == (10.0, 10.0, math.inf)

@@ -173,7 +173,12 @@ def quantile(x: ArrayLike, q: float, confidence: float = 0.95, *, unit: str = ""
 
 
 def median(x: ArrayLike, confidence: float = 0.95, *, unit: str = "") -> Estimate:
-    """The 0.5-quantile."""
+    """The 0.5-quantile.
+
+    Infinity stands for "beyond all that was watched", such as the steps of a run that never reached its target: an end
+    of the interval that is infinite lies beyond the budget, wherever that is. Between minus and plus infinity there is
+    no middle: the value is NaN where the median would be half of each.
+    """
     return quantile(x, 0.5, confidence, unit=unit)
 
 

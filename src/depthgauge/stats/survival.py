@@ -13,7 +13,7 @@ from depthgauge.stats import laws
 from depthgauge.stats.calibration import coverage
 from depthgauge.stats.comparison import Comparison, compare
 from depthgauge.stats.estimate import Estimate, rate, summary
-from depthgauge.stats.location import FEWEST, Floats, Location, Points, Student, check_confidence
+from depthgauge.stats.location import FEWEST, Floats, Location, Points, Student, check_confidence, level
 
 EXACT_SPLITS = 50_000
 """Up to this many ways to split the runs into two groups the log-rank test enumerates them all (9 + 9 runs)."""
@@ -45,12 +45,14 @@ class Survival:
         return rate(int(self.events.sum()), self.n)
 
     def median(self, confidence: float = 0.95, *, unit: str = "steps") -> Estimate:
-        """First step by which half the runs had reached the target; infinite where fewer ever did.
+        """First step by which half the runs had reached the target; infinite, beyond all that was watched, where fewer did.
 
         The interval holds the steps at which a test of "half are left" is not rejected, on the scale log(-log S) with
         Greenwood's variance (Brookmeyer & Crowley 1982, Biometrics 38, 29; Klein & Moeschberger 2003, section 4.5).
         Where every run was watched to one budget, `stats.median` with infinity for those that never reached the target
-        is exact, and the better choice with few runs.
+        is exact, and the better choice with few runs. Where no step up to the last that was watched is in it, the
+        interval begins there; without any arrival, where so many late runs would be rare by chance (2^-n at most half
+        of alpha), else at 0.
         """
         value = _first(self.steps, self._half_or_less)
         if self.n < FEWEST:
@@ -63,7 +65,9 @@ class Survival:
         none_left = self.share == 0  # Greenwood's variance is 0/0 there and bounds nothing from above
         lower[none_left], upper[none_left] = 0.0, 1.0
         method = f"Kaplan-Meier median, Brookmeyer-Crowley, {100 * confidence:g} %, {self._censored} censored"
-        return Estimate(value, _first(self.steps, lower <= 0.5), _first(self.steps, upper <= 0.5), self.n, method, unit)
+        watched = self.last if len(self.steps) or 2.0**-self.n <= level(confidence) / 2 else 0.0
+        low, high = min(_first(self.steps, lower <= 0.5), watched), _first(self.steps, upper <= 0.5)
+        return Estimate(value, low, high, self.n, method, unit)
 
     def restricted_mean(self, horizon: float, confidence: float = 0.95, *, unit: str = "steps") -> Estimate:
         """Mean of min(steps to target, horizon): the area under the curve (Klein & Moeschberger 2003, section 4.5).
