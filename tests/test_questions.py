@@ -96,6 +96,22 @@ def test_an_undecided_verdict_shows_a_figure_that_is_undecided() -> None:
     assert question.verdict(CLAIM, answers, why="so", method="t").condition == "a at 1.5"
 
 
+def test_a_decided_verdict_shows_a_figure_that_has_an_interval() -> None:
+    members = {
+        ("near",): stats.against(sample(0.0), 0.0, margin=0.5), ("far",): stats.against(sample(2.0), 0.0, margin=0.5),
+        ("nan",): stats.against([*sample(0.0)[:-1], math.nan], 0.0, margin=0.5),
+        ("few",): stats.coverage(0, 3, 0.5),
+    }  # fmt: skip
+    question = Question.of("q", ("name",), members, label="{name}")
+    answers = {"near": True, "far": False, "nan": None, "few": None}
+    for shown in (("nan",), ("few",), None):
+        verdict = question.verdict(CLAIM, answers, why="so", method="t", shown=shown)
+        assert (verdict.status, verdict.condition, verdict.why) == (Status.DEPENDS, "far", "so")
+    assert question.verdict(CLAIM, answers, why="so", method="t", shown=("near",)).condition == "near"
+    none = question.where(name=("nan", "few")).verdict(CLAIM, {"near": True}, why="so", method="t")
+    assert none.status is Status.INCONCLUSIVE
+
+
 def test_ratios_and_differences_have_units_of_their_own() -> None:
     members = {
         ("loss",): stats.against(sample(-1.0), 0.0, margin=0.5),

@@ -25,7 +25,7 @@ from depthgauge import stats
 from depthgauge.conditions import WORDS, explained, tallied
 from depthgauge.conditions import enumerated as enumerated  # noqa: PLC0414 - studies spell answers by both modules
 from depthgauge.stats import Comparison, Estimate
-from depthgauge.verdict import Claim, Status, Verdict
+from depthgauge.verdict import FEWEST, Claim, Status, Verdict
 
 _DETERMINISTIC = 1e6  # standard errors: what deviates by more does not scatter, and rounding alone made the error
 _AT_EDGE = "a learning rate at the end of its grid, beyond which a better one may lie, leaves undecided"
@@ -282,7 +282,8 @@ class Question:
             why: the reason, a sentence.
             method: what was measured and how the question was decided; how the interval was made is added.
             shown: the condition whose figure the verdict shows; without it the furthest from its reference. Where the
-                verdict is undecided, the furthest of those that are, in place of one that is decided.
+                verdict is undecided, the furthest of those that are, in place of one that is decided; where it is
+                decided, of those with an interval of enough repetitions, in place of one without.
             unit: of the figures; by condition where some are ratios and others differences.
             says: under which conditions it is true, where that can be said better than by listing them.
 
@@ -299,8 +300,7 @@ class Question:
             else {key: reading(c) for key, c in self.members.items()}
         )
         status = Status(stats.combine(answers.values()))
-        decided = shown is not None and answers.get(shown) is not None
-        key = self._telling(answers, status) if shown is None or (status is Status.INCONCLUSIVE and decided) else shown
+        key = shown if shown is not None and self._tells(shown, answers, status) else self._telling(answers, status)
         figure, edge = self.members[key], self._at_edge(answers)
         return Verdict(
             claim.id, claim.text, status,
@@ -321,9 +321,17 @@ class Question:
         return {keys.get(name, name): answer for name, answer in answers.items()}
 
     def _telling(self, answers: Mapping[Any, bool | None], status: Status) -> Key:
-        """The condition whose figure carries the status."""
-        undecided = {key: c for key, c in self.members.items() if key in answers and answers[key] is None}
-        return (replace(self, members=undecided) if undecided and status is Status.INCONCLUSIVE else self).furthest
+        """The condition whose figure carries the status: the furthest of those that do, of all where none does."""
+        told = {k: c for k, c in self.members.items() if k in answers or status is not Status.INCONCLUSIVE}
+        told = {key: c for key, c in told.items() if self._tells(key, answers, status)}
+        return (replace(self, members=told) if told else self).furthest
+
+    def _tells(self, key: Key, answers: Mapping[Any, bool | None], status: Status) -> bool:
+        """Whether a condition's figure can carry the status: it is no more decided, and has an interval if need be."""
+        if status is Status.INCONCLUSIVE:
+            return answers.get(key) is None
+        effect = self.members[key].effect
+        return effect.n >= FEWEST and not (math.isnan(effect.low) or math.isnan(effect.high))
 
     def _says(self, answers: Mapping[Any, bool | None]) -> str:
         """Under which conditions it is true, by the question's own columns where the answers are theirs."""
