@@ -750,7 +750,9 @@ def test_a_target_that_hardly_any_run_reached() -> None:
 @pytest.mark.parametrize(("n", "arrived", "low"), [(20, 0, 100.0), (20, 1, 100.0), (6, 0, 100.0), (5, 0, 0.0)])
 def test_a_median_beyond_the_budget_is_known_to_lie_there(n: int, arrived: int, low: float) -> None:
     """As `stats.median` says of the same runs; five late ones of five have a chance of 3 %, more than 2.5 %."""
-    got = stats.survival([100.0] * (n - arrived) + [50.0] * arrived, [False] * (n - arrived) + [True] * arrived).median()
+    got = stats.survival(
+        [100.0] * (n - arrived) + [50.0] * arrived, [False] * (n - arrived) + [True] * arrived
+    ).median()
     assert (got.value, got.low, got.high) == (math.inf, low, math.inf)
     exact = stats.median([math.inf] * (n - arrived) + [50.0] * arrived)
     assert exact.low == (math.inf if low else -math.inf)

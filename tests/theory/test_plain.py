@@ -87,6 +87,15 @@ def test_a_function_is_what_it_does_not_what_it_is_called():
     np.testing.assert_allclose(theory.plain_signal(relu, 1.4, 0.0, 50, LAYERS).backward, tanh.backward, rtol=1e-9)
 
 
+@pytest.mark.parametrize("odd", [nn.Hardshrink(0.2), nn.Threshold(0.5, 0.0), nn.Hardshrink(1e-3)])
+def test_a_function_that_differs_near_zero_alone_has_a_law_of_its_own(odd):
+    """Where only 0.25, 0.75, ... were looked at, these were the identity and ReLU."""
+    found = theory.plain_signal(odd, 2.0, 0.1, 64, LAYERS)
+    law = theory.signal_law(odd, 2.0, 0.1, 2.0**2 + 0.1**2, LAYERS[-1] - 1, width=64)
+    assert found.forward[-1] == pytest.approx(law.forward_mean[-1], rel=1e-12)
+    assert found.backward[0] - found.backward[-1] == pytest.approx(law.backward_mean[0], rel=1e-12)
+
+
 def test_one_layer_is_what_enters():
     assert theory.plain_signal("gelu", 1.0, 0.0, 10, [1]).forward.tolist() == [0.0]
 
