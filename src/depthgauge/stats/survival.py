@@ -45,7 +45,7 @@ class Survival:
         return rate(int(self.events.sum()), self.n)
 
     def median(self, confidence: float = 0.95, *, unit: str = "steps") -> Estimate:
-        """First step by which half the runs had reached the target; infinite, beyond all that was watched, where fewer did.
+        """First step by which half the runs had reached the target; infinite, beyond the last watched, where fewer did.
 
         The interval holds the steps at which a test of "half are left" is not rejected, on the scale log(-log S) with
         Greenwood's variance (Brookmeyer & Crowley 1982, Biometrics 38, 29; Klein & Moeschberger 2003, section 4.5).

@@ -19,7 +19,9 @@ FEWEST_LAYERS = 4
 """Layers that a decay is fitted to, at least."""
 
 CLEAR = 3.0
-"""Standard errors that the mean of a layer is away from zero, where a decay is still seen."""
+"""Standard errors that the fitted mean of a layer is away from zero, where a decay is still seen."""
+
+_ROUNDS = 4
 
 FLAT = 1e-6
 """A slope of ln a layer that is no decay but rounding."""
@@ -109,9 +111,11 @@ def decay_length(layers: ArrayLike, lines: ArrayLike, confidence: float = 0.95) 
     """Layers over which |mean over seeds| falls by a factor e: the depth scale xi of a decay exp(-l / xi).
 
     Least squares of ln|mean| on the layer; xi is -1 over the slope. The fit goes from a third of the way to the last
-    layer up to which the mean is above `CLEAR` of its standard errors: earlier layers are not yet in the linear regime
-    of a fixed point, later ones are noise, whose logarithm is biased. The interval is that of the slope, from leaving
-    out each seed in turn (jackknife, Student t with n - 1 degrees of freedom), and covers the xi of these layers.
+    layer up to which the fitted line is above `CLEAR` standard errors of the mean: earlier layers are not yet in the
+    linear regime of a fixed point, later ones are noise, whose logarithm is biased. To end where the mean itself is no
+    longer clear would choose the layers whose noise holds it up. The interval is that of the slope, from leaving out
+    each seed in turn and choosing the layers anew (jackknife, Student t with n - 1 degrees of freedom), and covers the
+    xi of these layers.
 
     Args:
         layers: shape (k,), ascending.
@@ -134,18 +138,53 @@ def decay_length(layers: ArrayLike, lines: ArrayLike, confidence: float = 0.95) 
         return _no_length(seeds, f"points only: {seeds} of at least {FEWEST} seeds")
     with np.errstate(invalid="ignore"):  # infinite values have no spread, and are not clear of it
         mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / math.sqrt(seeds)
-    clear = (np.abs(mean) > CLEAR * error) & (np.abs(mean) > ROUNDING)
-    last = clear.size if clear.all() else int(np.argmin(clear))
+    last = _last(at, mean, error)
     use = slice(last // 3, last)
     if last - last // 3 < FEWEST_LAYERS:
         return _no_length(seeds, f"no fit: the mean is seen in {last} layers, of which the first third is left out")
-    left_out = (values.sum(axis=0) - values)[:, use] / (seeds - 1)
-    slope, *without = np.polyfit(at[use], np.log(np.abs(np.vstack([mean[use], left_out]))).T, 1)[0]
+    with np.errstate(invalid="ignore"):  # behind the layers that are used
+        means = np.vstack([mean, (values.sum(axis=0) - values) / (seeds - 1)])
+    slope, *without = _slopes(at, means, [last, *(_last(at, each, error, last) for each in means[1:])])
     variance = (seeds - 1) / seeds * np.square(np.subtract(without, np.mean(without))).sum()
     half = laws.student_quantile(0.5 + confidence / 2, seeds - 1) * math.sqrt(variance)
     xi, low, high = (-1 / s if s < -FLAT else math.inf for s in (slope, slope - half, slope + half))
     method = f"decay of the mean, layers {at[use][0]:g} to {at[use][-1]:g}, jackknife, {100 * confidence:g} %"
     return Estimate(float(xi), float(low), float(high), seeds, method, "layers")
+
+
+def _last(at: Floats, mean: Floats, error: Floats, otherwise: int | None = None) -> int:
+    """Layers up to which a line through ln|mean|, fitted to two thirds of them, is clear of the error.
+
+    The mean itself may lie below it, but not within one error of zero. Fewer than can be fitted where a decay ends so
+    soon, or as many as are told.
+    """
+
+    def before(clear: NDArray[np.bool_]) -> int:
+        return clear.size if clear.all() else int(np.argmin(clear))
+
+    seen = (np.abs(mean) > error) & (np.abs(mean) > ROUNDING)
+    last = before(seen & (np.abs(mean) > CLEAR * error))
+    for _ in range(_ROUNDS):
+        use = slice(last // 3, last)
+        if last - last // 3 < FEWEST_LAYERS:
+            return last if otherwise is None else otherwise
+        logs, away = np.log(np.abs(mean[use])), at - at[use].mean()
+        fitted = logs.mean() + (away[use] @ logs) / (away[use] @ away[use]) * away
+        with np.errstate(over="ignore", invalid="ignore"):
+            further = before(seen & (np.exp(fitted) > CLEAR * error))
+        if further == last:
+            break
+        last = further
+    return otherwise if otherwise is not None and last - last // 3 < FEWEST_LAYERS else last
+
+
+def _slopes(at: Floats, means: Floats, lasts: list[int]) -> Floats:
+    """Slope of each row's ln|mean| over the last two thirds of the layers up to its last."""
+    found = np.empty(len(means))
+    for last in set(lasts):
+        rows, use = np.equal(lasts, last), slice(last // 3, last)
+        found[rows] = np.polyfit(at[use], np.log(np.abs(means[rows, use])).T, 1)[0]
+    return found
 
 
 def _no_length(seeds: int, why: str) -> Estimate:
