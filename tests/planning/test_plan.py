@@ -92,6 +92,8 @@ def test_a_plan_of_linear_regression_has_its_noise_scale() -> None:
     found = plan(regression(2048), batches=(16, 128), examples=2048)
     assert found.critical.low < truth < found.critical.high
     assert found.critical.value == pytest.approx(truth, rel=0.3)
+    assert found.critical.n == 128  # gradients, each of 16 of the 2,048 examples
+    assert {(point.examples, point.gradients) for point in found.points} == {(2048, 128)}
     row = found.rows[-1]
     assert row.steps.value == pytest.approx(1000 * (1 + found.critical.value / 128) / (1 + found.critical.value / 16))
     assert row.factor.value == pytest.approx(1000 / row.steps.value)
@@ -198,8 +200,8 @@ def test_the_advice_is_one_line_with_a_number_its_interval_and_the_reason() -> N
 
 
 def test_a_noise_scale_below_zero_is_told_by_its_lower_end() -> None:
-    assert Point(100, 8.67, 5.1, 12.2, 60).told == "8.67"
-    assert Point(100, -368.0, 667.0, math.inf, 60).told == "667 or more"
+    assert Point(100, 8.67, 5.1, 12.2, 60, 60).told == "8.67"
+    assert Point(100, -368.0, 667.0, math.inf, 60, 60).told == "667 or more"
 
 
 def test_without_a_signal_the_advice_is_undecided() -> None:

@@ -176,7 +176,7 @@ def _point(training: Training, done: int, examples: int, present: int) -> Point:
         raise WorkloadError(f"no noise scale can be had of this training: {error.what}") from error
     if math.isnan(found.signal):
         raise WorkloadError(f"gradients are not finite after {done:,} steps: there is no plan for such a training")
-    return Point(done, found.value, found.low, found.high, examples)
+    return Point(done, found.value, found.low, found.high, examples, found.n)
 
 
 def _normalizes(training: Training) -> bool:
@@ -186,10 +186,11 @@ def _normalizes(training: Training) -> bool:
 
 
 def _critical(points: Sequence[Point], shares: Sequence[float], present: int) -> Estimate:
+    """The critical batch size; n counts the gradients of the point that has the fewest."""
     columns = zip(*((_seen(p.scale), p.low, p.high) for p in points), strict=True)
     value, low, high = (along.critical_batch(column, shares, present) for column in columns)
     method = f"gradient noise scale at {len(points)} points of the training, {100 * CONFIDENCE:g} %"
-    return Estimate(value, low, high, min(point.examples for point in points), method, "examples")
+    return Estimate(value, low, high, min(point.gradients for point in points), method, "examples")
 
 
 def _seen(scale: float) -> float:

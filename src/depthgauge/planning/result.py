@@ -27,6 +27,7 @@ class Point:
         low: lower end of its interval.
         high: upper end; infinite where the data leave open whether there is a signal.
         examples: examples whose gradients were used.
+        gradients: independent gradients that the interval is from, each of a group of these examples.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Point:
     low: float
     high: float
     examples: int
+    gradients: int
 
     @property
     def told(self) -> str:
@@ -70,7 +72,10 @@ class Row:
 
     @property
     def seconds(self) -> Estimate:
-        """Seconds of all steps; each end is the product of both ends."""
+        """Seconds of all steps; each end is the product of both ends, n that of the factor of fewer repetitions.
+
+        Those of the steps are gradients, those of a step's seconds are rounds.
+        """
         a, b = self.steps, self.step_seconds
         method = "ends of steps times ends of a step's seconds"
         return Estimate(a.value * b.value, a.low * b.low, a.high * b.high, min(a.n, b.n), method, "s")
