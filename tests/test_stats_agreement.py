@@ -221,6 +221,22 @@ def test_two_groups_of_equal_values_say_what_their_splits_say() -> None:
     assert strict.answer is Answer.INCONCLUSIVE
 
 
+@pytest.mark.parametrize("n", [5, 6])
+def test_values_that_are_equal_but_for_rounding_are_equal_values(n: int) -> None:
+    """0.1 + 0.2 among values of 0.3 has no spread to be measured by; it was 1e16 standard errors from anything else."""
+    values = [0.1 + 0.2, *[0.3] * (n - 1)]
+    alone, near = stats.against(values, 0.29), stats.against(values, 0.3)
+    assert alone.p == 2.0 ** (1 - n)
+    assert alone.answer is (Answer.DIFFERENT if n == 6 else Answer.INCONCLUSIVE)
+    assert (near.p, near.z) == (1.0, 0.0)
+    assert near.effect.contains(0.3)
+    assert near.effect.contains(0.1 + 0.2)
+    pair = stats.unpaired(values, [0.29] * n)
+    assert pair.p == 2 / math.comb(2 * n, n)
+    assert stats.unpaired(values, [0.3] * n).p == 1.0
+    assert stats.against([0.3 + 1e-14, *[0.3] * (n - 1)], 0.29).p < 1e-9  # eight times the rounding is a spread
+
+
 def test_equal_values_on_the_log_scale_hold_themselves() -> None:
     for value in np.linspace(0.1, 9.9, 99):  # exp(log(x)) misses x for about one in three
         got = stats.against([value] * 8, value, log=True)

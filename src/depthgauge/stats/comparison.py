@@ -20,10 +20,10 @@ from depthgauge.stats.location import (
     Student,
     level,
     logarithm,
-    moments,
     order,
     points,
     sample,
+    scatter,
     sign_flip,
     student,
     too_little,
@@ -192,7 +192,13 @@ def compare(
         p_equivalent = max(location.p_above(at - reach), location.p_below(at + reach))
     p = math.nan if math.isnan(p) else min(1.0, p)
     excess, error = location.value - at, location.standard_error
-    z = 0.0 if excess == 0 else math.copysign(math.inf, excess) if error == 0 else excess / error
+    z = (
+        0.0
+        if excess == 0 or (error == 0 and p == 1)
+        else math.copysign(math.inf, excess)
+        if error == 0
+        else excess / error
+    )
     p_beyond = math.nan
     if not math.isnan(reach):
         far = max(reach, blur)
@@ -329,14 +335,15 @@ def _welch(a: Floats, b: Floats) -> Location:
     if reason := too_little(a) or too_little(b):
         bare = points(a, reason)
         return replace(bare, value=bare.value - points(b, reason).value, n=len(a) + len(b))
-    (mean_a, sd_a), (mean_b, sd_b) = moments(a), moments(b)
+    (mean_a, sd_a, rounding_a), (mean_b, sd_b, rounding_b) = scatter(a), scatter(b)
     error_a, error_b = sd_a / math.sqrt(len(a)), sd_b / math.sqrt(len(b))
     error = math.hypot(error_a, error_b)
     # Welch-Satterthwaite, in shares of the error, so that tiny spreads do not underflow.
     df = math.inf if error == 0 else 1 / ((error_a / error) ** 4 / (len(a) - 1) + (error_b / error) ** 4 / (len(b) - 1))
     return Student(
-        mean_a - mean_b, error, df, len(a) + len(b), "mean difference, Welch t", 1 / math.comb(len(a) + len(b), len(a))
-    )
+        mean_a - mean_b, error, df, len(a) + len(b), "mean difference, Welch t", 1 / math.comb(len(a) + len(b), len(a)),
+        rounding_a + rounding_b,
+    )  # fmt: skip
 
 
 def against(

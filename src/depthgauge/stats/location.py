@@ -23,6 +23,9 @@ Floats = NDArray[np.float64]
 FEWEST = 5
 """Below this many independent values there are points only: no interval, no p-value."""
 
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
+"""Share of a mean up to which a standard deviation is rounding: such values are equal."""
+
 EXACT_UP_TO = 16
 """Up to this many pairs all 2^n sign flips are enumerated (5 ms); beyond, Student's t takes over."""
 
@@ -108,6 +111,13 @@ def moments(x: Floats) -> tuple[float, float]:
     return math.ldexp(mean, scale), math.ldexp(deviation, scale)
 
 
+def scatter(x: Floats) -> tuple[float, float, float]:
+    """Mean, deviation, and the rounding that the deviation was, where it is no more: then it is 0."""
+    mean, deviation = moments(x)
+    rounding = _ROUNDING * abs(mean)
+    return (mean, 0.0, rounding) if 0 < deviation <= rounding else (mean, deviation, 0.0)
+
+
 @dataclass(frozen=True)
 class Points:
     """A sample too small, or too wild, for an interval: its value, and the reason."""
@@ -134,7 +144,8 @@ class Student:
 
     A sample without spread leaves t nothing to work with: n equal values say no more than that n signs agree. Its
     p-value against any other value is `least_p`, the smallest that a permutation test could reach, and its interval is
-    that test's: the point where the permutations suffice for the confidence, else the whole line.
+    that test's: the point where the permutations suffice for the confidence, else the whole line. Values that are equal
+    but for `rounding` are told from no value within it, so that the point is that wide to both sides.
     """
 
     value: float
@@ -143,26 +154,32 @@ class Student:
     n: int
     method: str
     least_p: float
+    rounding: float = 0.0
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Symmetric about the mean."""
         tail = level(confidence) / 2
         if self.standard_error == 0:
-            return (self.value, self.value) if self.least_p <= tail else (-math.inf, math.inf)
+            return self._equal if self.least_p <= tail else (-math.inf, math.inf)
         half = -laws.student_quantile(tail, self.df) * self.standard_error
         return self.value - half, self.value + half
 
     def p_above(self, theta: float) -> float:
         """P(T >= t)."""
-        return self._upper(self.value - theta)
+        return self._upper(self.value - theta, apart=theta < self._equal[0])
 
     def p_below(self, theta: float) -> float:
         """P(T <= t)."""
-        return self._upper(theta - self.value)
+        return self._upper(theta - self.value, apart=theta > self._equal[1])
 
-    def _upper(self, excess: float) -> float:
+    @property
+    def _equal(self) -> tuple[float, float]:
+        """Ends of what values without spread are not told from."""
+        return self.value - self.rounding, self.value + self.rounding
+
+    def _upper(self, excess: float, *, apart: bool) -> float:
         if self.standard_error == 0:
-            return self.least_p if excess > 0 else 1.0
+            return self.least_p if apart else 1.0
         return laws.student_upper(excess / self.standard_error, self.df)
 
 
@@ -308,11 +325,11 @@ def student(x: Floats, sd: float | None = None) -> Location:
     """Mean and Student's t; normal law where the standard deviation `sd` of one value is known beforehand."""
     if reason := too_little(x):
         return points(x, reason)
-    value, deviation = moments(x)
+    value, deviation, rounding = scatter(x)
     if sd is not None:
         return Student(value, sd / math.sqrt(len(x)), math.inf, len(x), "mean, predicted spread, normal", 0.0)
     method = "mean, Student t" if deviation > 0 else f"mean, all {len(x)} values equal"
-    return Student(value, deviation / math.sqrt(len(x)), len(x) - 1, len(x), method, 2.0 ** -len(x))
+    return Student(value, deviation / math.sqrt(len(x)), len(x) - 1, len(x), method, 2.0 ** -len(x), rounding)
 
 
 def sign_flip(x: Floats) -> Location:
