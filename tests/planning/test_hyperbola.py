@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from depthgauge import planning, stats
+from depthgauge.planning import hyperbola
 
 BATCH = (1, 4, 16, 64, 256, 1024)
 LEAST, CRITICAL = 40.0, 60.0
@@ -63,6 +64,15 @@ def test_censored_runs_count_as_later_than_their_budget() -> None:
     assert abs(math.log(found.critical_batch.value / CRITICAL)) < 0.03
     assert abs(math.log(found.steps(1) / budget)) < abs(math.log(naive.steps(1) / budget)) / 2
     assert found.censored == late.sum()
+
+
+def test_censored_runs_stray_as_far_as_others() -> None:
+    """Three in ten end at the budget of their batch size: the variance of what is seen is 0.57 of that of the runs."""
+    runs = drawn(np.random.default_rng(2), 0.1, seeds=400)
+    budget = curve() * math.exp(0.05244)
+    _, _, spread = hyperbola._fit(np.array(BATCH), np.log(np.minimum(runs, budget)), runs > budget)
+    assert spread == pytest.approx(0.01, rel=0.15)
+    assert np.log(np.minimum(runs, budget)).var(0).mean() < 0.007
 
 
 def test_a_run_that_never_arrives_moves_the_curve_up() -> None:

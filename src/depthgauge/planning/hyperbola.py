@@ -59,7 +59,7 @@ class Hyperbola:
     deviations: Floats = field(repr=False)
     censored: int
     _theta: tuple[float, float] = field(repr=False)
-    _sampling: float = field(repr=False)  # standard error of a mean of ln S over the seeds
+    _sampling: float = field(repr=False)  # standard error of a mean of ln S over the seeds, had every run arrived
 
     def steps(self, batch: ArrayLike) -> Floats:
         """Fitted steps, of the batch sizes' shape."""
@@ -140,16 +140,16 @@ def fit(
     if not (np.isfinite(runs).all() and (runs > 0).all()):
         raise ValueError("steps are positive and finite; a run that never arrived has its budget, and is censored")
     logs = np.log(runs)
-    theta, residuals = _fit(sizes, logs, late)
+    theta, residuals, spread = _fit(sizes, logs, late)
     whole, n = (_figures(theta, sizes), residuals), len(runs)
     pseudo, deviations = np.full((n, 3), math.nan), np.full(runs.shape, math.nan)
     for i in range(n if n > 1 else 0):
-        left, residual = _fit(sizes, np.delete(logs, i, 0), np.delete(late, i, 0))
+        left, residual, _ = _fit(sizes, np.delete(logs, i, 0), np.delete(late, i, 0))
         with np.errstate(invalid="ignore"):
             pseudo[i] = n * whole[0] - (n - 1) * _figures(left, sizes)
         deviations[i] = n * whole[1] - (n - 1) * residual
     least, critical, examples = (_estimate(pseudo[:, i], float(whole[0][i]), confidence) for i in range(3))
-    sampling = math.sqrt(float(logs.var(0, ddof=1).mean()) / n) if n > 1 else math.nan
+    sampling = math.sqrt(spread / n)
     return Hyperbola(
         tuple(sizes.tolist()), least, critical, examples, residuals, pseudo[:, :2], deviations, int(late.sum()),
         theta, sampling,
@@ -177,11 +177,15 @@ def _estimate(pseudo: Floats, value: float, confidence: float) -> Estimate:
     return replace(found, value=value, low=low, high=high, method=f"jackknife over seeds of ln, {found.method}")
 
 
-def _fit(batch: Floats, logs: Floats, late: NDArray[np.bool_]) -> tuple[tuple[float, float], Floats]:
-    """(ln Smin, ln Bc), and the residuals of the mean logarithms, those of censored runs as expected."""
-    theta = _least_squares(batch, logs.mean(0))
+def _fit(batch: Floats, logs: Floats, late: NDArray[np.bool_]) -> tuple[tuple[float, float], Floats, float]:
+    """(ln Smin, ln Bc), residuals of the mean logarithms, those of censored runs as expected, and variance over seeds.
+
+    The variance, NaN of one seed, is the mean of those at each batch size; a censored run adds what the normal law
+    leaves open of it: at its budget it would hide how far runs stray beyond.
+    """
+    theta, n = _least_squares(batch, logs.mean(0)), len(logs)
     if not late.any():
-        return theta, logs.mean(0) - _curve(theta, batch)
+        return theta, logs.mean(0) - _curve(theta, batch), float(logs.var(0, ddof=1).mean()) if n > 1 else math.nan
     from scipy.special import log_ndtr  # noqa: PLC0415 - see `depthgauge.stats.laws`
 
     expected, variance = logs.copy(), 0.0
@@ -193,7 +197,8 @@ def _fit(batch: Floats, logs: Floats, late: NDArray[np.bool_]) -> tuple[tuple[fl
         expected[late] = curve[late] + deviation * hazard
         variance = float((deviation**2 * (1 + z * hazard - hazard**2)).sum()) / logs.size
         theta = _least_squares(batch, expected.mean(0))
-    return theta, expected.mean(0) - _curve(theta, batch)
+    spread = float(expected.var(0, ddof=1).mean()) + variance * n / (n - 1) if n > 1 else math.nan
+    return theta, expected.mean(0) - _curve(theta, batch), spread
 
 
 def _least_squares(batch: Floats, means: Floats) -> tuple[float, float]:
