@@ -112,7 +112,8 @@ def test_repetitions_without_spread_leave_the_spread_of_the_rule() -> None:
     found = learning_rate.find(quadratic())
     assert len(set(found.suggestions)) == 1
     assert found.high / found.value == pytest.approx(found.value / found.low)
-    assert math.log(found.high / found.value) == pytest.approx(2.0595 * learning_rate.SPREAD, rel=1e-3)  # t(0.975, 25)
+    rule = 2.0595 * learning_rate.SPREAD * math.sqrt(27 / 26)  # t(0.975, 25), and a 27th condition about the mean of 26
+    assert math.log(found.high / found.value) == pytest.approx(rule, rel=1e-3)
 
 
 def apart(*logs: float) -> Found:

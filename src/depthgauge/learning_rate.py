@@ -1,7 +1,7 @@
 """A learning rate for a training, by a range test that knows its uncertainty.
 
     found = learning_rate.find(Training(model, loader, optimizer=adam))
-    print(found)                        # learning rate 0.011 [0.0022, 0.054]: ...
+    print(found)                        # learning rate 0.011 [0.0022, 0.055]: ...
     found.value, found.low, found.high, found.undecided
     found.to_frame()                    # the curve: one row a rate
 
@@ -195,7 +195,8 @@ def judged(rates: Floats, change: Floats, start: float, batches: int) -> Found:
     else:
         estimate = stats.mean(suggestions, log=True)
         ratio = estimate.high / estimate.value if math.isfinite(estimate.high) else 1.0  # equal ones have no spread
-        reach = math.hypot(math.log(ratio), laws.student_quantile(0.975, CONDITIONS - 1) * SPREAD)
+        another = SPREAD * math.sqrt(1 + 1 / CONDITIONS)  # a further condition, about a mean of as many
+        reach = math.hypot(math.log(ratio), laws.student_quantile(0.975, CONDITIONS - 1) * another)
         value, low, high = estimate.value, estimate.value * math.exp(-reach), estimate.value * math.exp(reach)
     return Found(
         value, low, high, reason, suggestions, rates, np.where(np.isfinite(change), change, np.nan), start, batches
