@@ -29,7 +29,8 @@ LAW = Claim(
     "format, order, and the summands' mean and spread tell the size of a sum's rounding error in advance",
 )
 BOUND = Claim(
-    "precision/sum_bound", "sums stay within the probabilistic bound lambda sqrt(n) u as often as it announces"
+    "precision/sum_bound",
+    "whole sums stay within the probabilistic bound lambda sqrt(n) u as often as it announces for a single summand",
 )
 ORDER = Claim(
     "precision/sum_order", "pairwise and compensated sums have an error that grows more slowly than the square root"
@@ -49,7 +50,7 @@ FIRST = 16  # shortest sum
 BATCH = 32  # columns of a matrix product
 MARGIN = 0.125  # of the exponent of the growth: a quarter of the way from 1/2 to 0 or 1
 FACTOR = 1.25  # errors within this factor of the law are the law's
-ANNOUNCED = 0.95  # confidence of the probabilistic bound
+ANNOUNCED = 0.95  # chance that the probabilistic bound announces, for the roundings that one summand passes
 KEYS = ["data", "format", "summation"]
 LABEL = "{summation}, {data} in {format}"
 SIZES = sizes("longest rows seeds", quick=(2048, 96, 8), standard=(2**14, 128, 16), full=(2**16, 128, 20),
@@ -187,7 +188,7 @@ def merged(question: Question, reading: Callable[[stats.Comparison], Any]) -> di
 
 
 def bounded(share: Question, n: float) -> Iterator[Answer]:
-    """Are as many sums inside the probabilistic bound as it says?"""
+    """Are as many whole sums inside the probabilistic bound as it says of one summand's roundings?"""
     if not share:
         return
     yield share.table()
@@ -195,7 +196,7 @@ def bounded(share: Question, n: float) -> Iterator[Answer]:
     yield share.verdict(
         BOUND, above, unit="share of sums",
         why=f"of sums of {n:.0f} numbers {ANNOUNCED:.0%} or more are inside {listed(merged(share, above), words, 9)}",
-        method=f"bound of Higham and Mary (2019) at {ANNOUNCED:.0%}, errors relative to the sum of magnitudes",
+        method=f"bound of Higham and Mary (2019) at {ANNOUNCED:.0%} for each summand, against the sum of magnitudes",
     )  # fmt: skip
 
 
@@ -249,7 +250,9 @@ METHOD = f"""
 of one number over and over. Every addition is exact, then rounded once to the format; products are rounded in float32,
 in 16 bits they are added unrounded. `torch.matmul` is the library's own on this device. The error is against the sum of
 the same numbers in float64; u is half the distance from 1 to the next. Worst case: Higham (2002), section 4.2; bound:
-Higham and Mary (2019), for stochastic rounding Connolly, Higham and Mary (2021). The law: `theory.sum_errors`.
+Higham and Mary (2019), for stochastic rounding Connolly, Higham and Mary (2021). Its chance of {ANNOUNCED:.0%} is that
+of the roundings of one summand; of many summands together it promises nothing, so that the share of whole sums inside
+it is a measurement. The law: `theory.sum_errors`.
 """
 PART = Part(
     "sums", (ROOT, LAW, BOUND, ORDER, STOCHASTIC), SIZES, grids, run, analyse, (draw_methods, draw_data), METHOD
