@@ -1,6 +1,7 @@
 """Which step, backward pass and mode a row belongs to; what people call an optimizer; loss scales."""
 
 import contextlib
+import functools
 
 import numpy as np
 import pytest
@@ -112,6 +113,41 @@ def grad_only_between_forwards(model, optimizer):
         optimizer.step()
 
 
+def residual_of_an_equation(model, optimizer, *, skipped=(), early=False):
+    """Gradients of the last step are cleared between `torch.autograd.grad` and the backward pass."""
+    for step in range(3):
+        x = batch().requires_grad_()
+        (du,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        if early:
+            optimizer.zero_grad()
+        loss = (du - 1).square().mean() + model(batch()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if step not in skipped:
+            optimizer.step()
+
+
+class Forces(nn.Module):
+    """Energies, and their gradient, of which the model's own forward takes `torch.autograd.grad`."""
+
+    def __init__(self, energy):
+        super().__init__()
+        self.energy = energy
+
+    def forward(self, x):
+        energy = self.energy(x.requires_grad_())
+        return energy, -torch.autograd.grad(energy.sum(), x, create_graph=True)[0]
+
+
+def forces(model, optimizer, *, skipped=()):
+    for step in range(3):
+        energy, force = model(batch())
+        optimizer.zero_grad()
+        (energy.square().mean() + force.square().mean()).backward()
+        if step not in skipped:
+            optimizer.step()
+
+
 def checkpointed(model, optimizer, reentrant):
     for _ in range(2):
         optimizer.zero_grad()
@@ -142,6 +178,7 @@ LOOPS = {
     "accumulation, evaluated in between": (accumulation_with_evaluation, 2),
     "alternating heads": (alternating_heads, 2),
     "autograd.grad between forward passes": (grad_only_between_forwards, 2),
+    "residual of an equation": (residual_of_an_equation, 3),
     "checkpointed": (lambda m, o: checkpointed(m, o, reentrant=False), 2),
     "checkpointed, reentrant": (lambda m, o: checkpointed(m, o, reentrant=True), 2),
 }
@@ -283,7 +320,29 @@ def test_rows_are_there_once_where_each_step_is_written_and_cleared(order):
         scaled_loop(order, model, optimizer, scaler, steps=6, set_to_none=True)
     seen = [step for frame in frames for step in steps_of(frame, "activation", "2")]
     seen += steps_of(record.to_frame(), "activation", "2")
-    assert sorted(set(seen)) == list(range(6))
+    assert sorted(seen) == list(range(6))
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("skipped", [(), (1,)])
+@pytest.mark.parametrize(
+    "loop", [residual_of_an_equation, functools.partial(residual_of_an_equation, early=True), forces]
+)
+def test_a_pass_that_leaves_no_gradients_ends_no_step(loop, skipped, set_to_none):
+    model = Forces(net()) if loop is forces else net()
+    layer, passes = ("energy.0", 1) if loop is forces else ("0", 2)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer.zero_grad = functools.partial(optimizer.zero_grad, set_to_none)
+    told = []
+
+    def on_step(record):
+        told.append(steps_of(record.to_frame(), layer=layer))
+        record.clear()
+
+    with probe.track(model, optimizer=optimizer, on_step=on_step, directions=["activation", "update"]) as record:
+        loop(model, optimizer, skipped=skipped)
+    assert told == [[step] * passes for step in range(3)]
+    assert record._skipped == set(skipped)
 
 
 def test_every_second_step_also_where_steps_are_skipped():

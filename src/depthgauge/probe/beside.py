@@ -243,7 +243,7 @@ class BesideKernel(CompiledKernel):
         return super().read()
 
     def clear(self, keep: int | None = None) -> None:
-        """Forget all rows, but for those whose STEP is `keep`."""
+        """Forget all rows, but for those whose STEP is `keep` or more."""
         self._collect()
         if keep is not None:
             self._gather()

@@ -120,7 +120,7 @@ class CompiledKernel:
         return self._ledger.read()
 
     def clear(self, keep: int | None = None) -> None:
-        """Forget all rows, but for those whose STEP is `keep`."""
+        """Forget all rows, but for those whose STEP is `keep` or more."""
         if keep is None:
             self._state[[ROWS_USED, CELLS_USED]] = 0
         else:

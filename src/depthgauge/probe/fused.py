@@ -164,7 +164,7 @@ class FusedKernel:
         return joined([self._ledger.read(), self._wide.read()])
 
     def clear(self, keep: int | None = None) -> None:
-        """Forget all rows, but for those whose STEP is `keep`."""
+        """Forget all rows, but for those whose STEP is `keep` or more."""
         if keep is not None:
             self._fetch()
         self._labels.clear()

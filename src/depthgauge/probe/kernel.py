@@ -23,7 +23,7 @@ class Kernel(Protocol):
         """All rows since the last `clear`."""
 
     def clear(self, keep: int | None = None) -> None:
-        """Forget all rows, but for those whose STEP is `keep`."""
+        """Forget all rows, but for those whose STEP is `keep` or more."""
 
     def nonfinite(self) -> NDArray[np.int64]:
         """Words of rows that are not finite; of those in main memory, as nothing is waited for."""

@@ -87,7 +87,7 @@ class PlainKernel:
         return self._ledger.read()
 
     def clear(self, keep: int | None = None) -> None:
-        """Forget all rows, but for those whose STEP is `keep`."""
+        """Forget all rows, but for those whose STEP is `keep` or more."""
         self._ledger.clear(keep)
 
     def nonfinite(self) -> NDArray[np.int64]:

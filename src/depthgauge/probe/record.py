@@ -60,7 +60,7 @@ class Record:
     # Loss scales of gradients that were seen scaled: by STEP word, backward pass, and whether they are a weight's.
     _scales: dict[tuple[int, int, bool], float] = field(default_factory=dict)
     _missed: dict[tuple[str, str], int] = field(default_factory=dict)
-    _unfinished: int | None = field(default=None)
+    _unfinished: int | None = field(default=None)  # the first STEP word of a step that goes on, while one is told of
     _ended: float = field(default=0, repr=False)  # steps before this one have ended
     _last: int | None = field(default=None, repr=False)  # the number of rows that are kept; None keeps all
     _first: NonFinite | None = field(default=None)
@@ -77,7 +77,8 @@ class Record:
         for kernel in self._kernels:
             kernel.clear(self._unfinished)
         last = max((at for at, _, _ in self._scales), default=0)
-        self._scales = {key: scale for key, scale in self._scales.items() if key[0] == last}
+        first = last if self._unfinished is None else min(last, self._unfinished)
+        self._scales = {key: scale for key, scale in self._scales.items() if key[0] >= first}
 
     @property
     def unread(self) -> tuple[Unread, ...]:
@@ -309,14 +310,21 @@ class Record:
 
     def _in_order(self) -> Rows:
         """All rows, in the order of steps."""
-        rows = layout.joined(kernel.read() for kernel in self._kernels)
+        rows = layout.joined(self._read())
         return rows.taken(np.argsort(self._steps(rows), kind="stable"))
 
     def _parts(self) -> list[Rows]:
         if self._last is None:
-            return [kernel.read() for kernel in self._kernels]
+            return self._read()
         rows = self._in_order()
         return [rows.taken(np.arange(len(rows.words))[-self._last :])]
+
+    def _read(self) -> list[Rows]:
+        """The rows of each kernel, without those of a step that goes on while the one before is told of."""
+        parts = [kernel.read() for kernel in self._kernels]
+        if self._unfinished is None:
+            return parts
+        return [rows.chosen(rows.words[:, layout.STEP] < self._unfinished) for rows in parts]
 
     def _described(self, rows: Rows) -> pd.DataFrame:
         import pandas as pd  # noqa: PLC0415 # half a second, needed only here

@@ -156,11 +156,11 @@ class Ledger:
         self._full.append((words, cells))
 
     def clear(self, keep: int | None = None) -> None:
-        """Forget what was put aside, but for rows whose STEP is `keep`."""
+        """Forget what was put aside, but for rows whose STEP is `keep` or more."""
         rows = None if keep is None else self.read()
         self._full.clear()
         if rows is not None:
-            self.put_back(rows.chosen(rows.words[:, STEP] == keep))
+            self.put_back(rows.chosen(rows.words[:, STEP] >= keep))
 
     def trim(self, last: int) -> None:
         """Forget what was put aside, but for the last rows."""

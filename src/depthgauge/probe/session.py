@@ -209,12 +209,12 @@ class Session:
         if self._beside is not None:
             self._beside.end_step()
 
-    def _on_skip(self, late: bool) -> None:
-        """A step has been skipped; if `late`, the forward pass that has just run belongs to the next one."""
-        if not late:
+    def _on_skip(self, late: Sequence[Attempt] | None) -> None:
+        """A step has been skipped; these forward passes belong to the next one, or None has run of it."""
+        if late is None:
             self.next_step()
             return
-        self.record._unfinished = self._steps.attempt.word
+        self.record._unfinished = late[0].word
         try:
             self._tell()
         finally:

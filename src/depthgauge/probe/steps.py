@@ -9,7 +9,9 @@ tells them apart, looked at when a forward pass follows a backward pass:
 
 Nobody who accumulates gradients clears them in between. A loop that clears them between its forward and its backward
 pass is seen when the next backward pass begins: the forward pass before it gets the number of an attempt in its rows,
-which the record assigns to the step after, should gradients have been cleared.
+which the record assigns to the step after, should gradients have been cleared. A pass that leaves nothing in `.grad`
+(`torch.autograd.grad`) leaves nothing that could be cleared: it decides nothing, and what is cleared after it is what
+an earlier pass or an earlier step had left.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ class Steps:
         record: is told of skipped steps and loss scales.
         parameters: parameters whose gradients the optimizer uses; empty without an optimizer.
         scaler: a GradScaler, anything with `get_scale()`, a number, or None.
-        on_skip: called with whether the present attempt belongs to the new step, when a step has been skipped.
+        on_skip: called when a step has been skipped: with None where all that has run belongs to it, else with the
+            attempts that belong to the new step.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class Steps:
         record: Record,
         parameters: Sequence[nn.Parameter] | None,
         scaler: Any,
-        on_skip: Callable[[bool], None],
+        on_skip: Callable[[Sequence[Attempt] | None], None],
     ) -> None:
         self.number = 0 if parameters is not None else -1
         self.attempt = Attempt(max(self.number, 0))
@@ -82,9 +85,11 @@ class Steps:
         self._scaler = scaler
         self._on_skip = on_skip
         self._attempts = 0
-        self._doubtful = False
+        self._doubtful: list[Attempt] = []  # since the last backward pass that has left gradients
         self._scaler_was: Any = None
         self._witness: tuple[nn.Parameter, int] | None = None
+        self._task = -1  # the latest backward pass
+        self._before: dict[int, tuple[torch.Tensor, int]] = {}  # gradients there were when it began, by parameter
 
     def begin(self, number: int) -> None:
         """Begin a step; nothing of the one before is pending."""
@@ -93,8 +98,10 @@ class Steps:
         self._settle()
 
     def _settle(self) -> None:
-        self.undecided = self.pending = self._doubtful = False
+        self.undecided = self.pending = False
+        self._doubtful = []
         self._witness = None
+        self._before = {}
 
     def stepped(self) -> None:
         """Note that one of several optimizers has used its gradients."""
@@ -103,21 +110,34 @@ class Steps:
     def forward(self) -> None:
         """Begin a forward pass after a backward pass."""
         self.undecided = False
+        self._before = {}
         if self.parameters is None:
             return
         if self._scaler_moved() or self._cleared():
-            self._record._skipped.add(self.number)
-            self._on_skip(False)  # its only argument
+            self._skip()
         else:
             self._attempts += 1
-            self._doubtful = True
             self.attempt = Attempt(self.number | self._attempts << ATTEMPT_BITS, self.attempt)
+            self._doubtful.append(self.attempt)
+
+    def _skip(self) -> None:
+        """End a step that has been skipped; forward passes whose step was not certain belong to the next one."""
+        self._record._skipped.add(self.number)
+        late = self._doubtful
+        if not late:
+            self._on_skip(None)
+            return
+        self.number += 1
+        self._record._ended = self.number
+        self._record._late.update(each.word >> ATTEMPT_BITS for each in late)
+        self._settle()
+        self._on_skip(late)
 
     def pass_of(self, attempt: Attempt, task: int, outer: int = -1) -> int:
         """The number of the backward pass that is running, in the step of an attempt."""
         if task not in attempt.passes and attempt.number_pass(task, outer):
             if self.parameters is not None:
-                self._backward(attempt)
+                self._backward(task)
             if self._scaler is not None:
                 self._note_scale(attempt.word, attempt.passes[task])
         return attempt.passes[task]
@@ -128,20 +148,17 @@ class Steps:
         if self.parameters is None:  # else weight gradients are read when the optimizer steps
             self._record._scales[word, number, True] = scale
 
-    def _backward(self, attempt: Attempt) -> None:
+    def _backward(self, task: int) -> None:
+        if task == self._task:  # it has come to another attempt
+            return
+        self._task = task
         if self._doubtful and self._cleared():
-            self._record._skipped.add(self.number)
-            self.number += 1
-            self._record._ended = self.number
-            if attempt is self.attempt:
-                self._record._late.add(attempt.word >> ATTEMPT_BITS)
-            else:
-                self.attempt = Attempt(self.number)
-            self._settle()
-            self._on_skip(True)  # its only argument
-        self._doubtful = False
+            self._skip()
         self.undecided = self.pending = True
         self._scaler_was = _state(self._scaler)
+        with without_torch_function():
+            there = [(each, gradient) for each in self.parameters or () if (gradient := each.grad) is not None]
+            self._before = {id(each): (gradient, _version(gradient)) for each, gradient in there}
         _engine.queue_callback(self._backward_ended)
 
     def _backward_ended(self) -> None:
@@ -149,11 +166,16 @@ class Steps:
             _engine.queue_callback(self._find_witness)  # after those of torch's data parallelism, which set gradients
 
     def _find_witness(self) -> bool:
-        """Find a gradient by which to see whether they are cleared."""
+        """Find a gradient that the pass has left, by which to see whether gradients are cleared."""
         with without_torch_function():
             for parameter in self.parameters or ():
-                if parameter.grad is not None:
-                    self._witness = parameter, _version(parameter.grad)
+                if (gradient := parameter.grad) is None:
+                    continue
+                before, version = self._before.get(id(parameter), (None, 0))
+                if gradient is not before or _version(gradient) != version:
+                    self._witness = parameter, _version(gradient)
+                    self._doubtful = []
+                    self._before = {}
                     return True
         return False
 
