@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -104,3 +105,68 @@ def test_lightning() -> None:
     assert logger.logged[5]["not_finite"] > 0
     assert len(frames) == 6
     assert "is the first tensor that is not finite" in caught.value.__notes__[0]
+
+
+def _steps(model: nn.Module, optimizer: Any, backward: Any) -> None:
+    """Two steps; in the first one the loss scale is far too large."""
+    for _ in range(2):
+        loss = model(torch.ones(2, 3)).sum()
+        optimizer.zero_grad()
+        backward(loss)
+        optimizer.step()
+
+
+def test_hugging_face_tells_of_no_search_for_a_loss_scale() -> None:
+    pytest.importorskip("transformers")
+    optimizers = pytest.importorskip("accelerate.optimizer")
+    from depthgauge.integrations.huggingface import WatchCallback
+
+    model = nn.Linear(3, 1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    optimizer = optimizers.AcceleratedOptimizer(torch.optim.SGD(model.parameters(), 0.1), scaler=scaler)
+    callback = WatchCallback(every=1)
+    callback.on_train_begin(None, SimpleNamespace(global_step=0), None, model=model, optimizer=optimizer)
+    watch = callback.watch
+    assert watch is not None
+    _steps(model, optimizer, lambda loss: scaler.scale(loss).backward())
+    assert scaler.get_scale() < 2.0**127
+    assert watch.first_nonfinite is None
+    model.weight.data[0, 0] = torch.nan
+    _steps(model, optimizer, lambda loss: scaler.scale(loss).backward())
+    callback.close()
+    assert watch.first_nonfinite is not None
+
+
+def test_lightning_tells_of_no_search_for_a_loss_scale() -> None:
+    try:
+        import lightning.pytorch as pl
+    except ImportError:
+        pl = pytest.importorskip("pytorch_lightning")
+    from depthgauge.integrations.lightning import WatchCallback
+
+    class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 1)
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            if index == 2:
+                assert callback.watch is not None
+                assert callback.watch.first_nonfinite is None
+                self.net.weight.data[0, 0] = torch.nan
+            return self.net(batch).sum()  # type: ignore[no-any-return]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    callback = WatchCallback(every=1, log=False)
+    trainer = pl.Trainer(
+        max_epochs=1, callbacks=[callback], logger=False, enable_progress_bar=False, accelerator="cpu",
+        enable_checkpointing=False, enable_model_summary=False,
+        plugins=[pl.plugins.MixedPrecision("16-mixed", "cpu", scaler)],
+    )  # fmt: skip
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(8, 3), batch_size=2))
+    assert scaler.get_scale() < 2.0**127
+    assert callback.watch is not None
+    assert callback.watch.first_nonfinite is not None

@@ -21,7 +21,7 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]  # of a class withou
     call `close(error)`, or begin another one.
 
     Args:
-        **options: of `probe.watch`: `every`, `to`, `layers`, `scaler`, `last`, `alarm`.
+        **options: of `probe.watch`: `every`, `to`, `layers`, `scaler` (by default the Trainer's own), `last`, `alarm`.
 
     Attributes:
         watch: the last run's, with `alarms`, `first_nonfinite` and `rows`; None before the first.
@@ -34,7 +34,9 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]  # of a class withou
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - their names
         """Begin to watch."""
         self.close()
-        self.watch = watch(kwargs["model"], kwargs["optimizer"], **self._options)
+        optimizer = kwargs["optimizer"]
+        options = {"scaler": getattr(optimizer, "scaler", None), **self._options}  # that of Accelerate's wrapper
+        self.watch = watch(kwargs["model"], optimizer, **options)
         self.watch.start = state.global_step
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - their names

@@ -28,7 +28,7 @@ class WatchCallback(Callback):  # type: ignore[misc]  # of a class without types
 
     Args:
         log: whether the Trainer's loggers get the figures.
-        **options: of `probe.watch`: `every`, `to`, `layers`, `scaler`, `last`, `alarm`.
+        **options: of `probe.watch`: `every`, `to`, `layers`, `scaler` (by default the Trainer's own), `last`, `alarm`.
 
     Attributes:
         watch: the last run's, with `alarms`, `first_nonfinite` and `rows`; None before the first.
@@ -48,7 +48,8 @@ class WatchCallback(Callback):  # type: ignore[misc]  # of a class without types
             sinks.append(_Loggers(trainer.loggers))
         optimizers = trainer.optimizers
         optimizer = optimizers if len(optimizers) > 1 else optimizers[0] if optimizers else None
-        self.watch = watch(pl_module, optimizer, **{**self._options, "to": sinks})
+        options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), **self._options, "to": sinks}
+        self.watch = watch(pl_module, optimizer, **options)
         self.watch.start = trainer.global_step
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - their names
