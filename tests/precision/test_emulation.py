@@ -173,3 +173,23 @@ def test_complex_numbers_are_rounded_by_their_parts() -> None:
     with precision.emulated("bfloat16"):
         found = z * 1.0
     assert torch.equal(torch.view_as_real(found), torch.view_as_real(z).bfloat16().float())
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "Adagrad"])
+def test_optimizers_count_their_steps_as_ever(name: str, foreach: bool) -> None:
+    def stepped(weight: nn.Parameter) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, name)([weight], 1e-3, foreach=foreach)
+        for _ in range(12):
+            weight.grad = torch.ones(1)
+            optimizer.step()
+        return optimizer
+
+    plain, rounded = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    wanted = stepped(plain).state[plain]
+    with precision.emulated("float8_e5m2"):  # which has no 9
+        found = stepped(rounded).state[rounded]
+    counters = {"step", "mu_product"} & wanted.keys()
+    assert {key: found[key] for key in counters} == {key: wanted[key] for key in counters}
+    rest = [each for key, each in found.items() if key not in counters]
+    assert all(torch.equal(each, formats.round(each, "float8_e5m2")) for each in rest)

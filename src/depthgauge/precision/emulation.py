@@ -10,7 +10,8 @@ dtype of its tensors, float32 as a rule, and its result is rounded once. Element
 for bit with a device that has the format and computes them so; sums, products of matrices, convolutions, softmax and
 norms are those of a device that accumulates in float32 and rounds when it stores. torch's own kernels for float16 and
 bfloat16 on a CPU do the same but for a few that round on the way (erf, GELU and the slope of the sigmoid in float16),
-and for a Python number that is added, which they round to the format first.
+and for a Python number that is added, which they round to the format first. Counters of steps and running factors that
+torch's optimizers keep beside a parameter's state stay as they are, as torch keeps them in float32 in any case.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from depthgauge import formats
@@ -40,7 +42,8 @@ def emulated(fmt: str | Format, *, stochastic: torch.Generator | None = None) ->
 
     Views, and what an operator is given, are left alone: weights and inputs that are not yet numbers of the format
     enter as they are (`cast` rounds a module's). Complex numbers are rounded by their parts. What an operator changes
-    in place is rounded where it lies. The random bits of a dropout mask are those of the unrounded run.
+    in place is rounded where it lies, but for optimizers' counters of steps. The random bits of a dropout mask are those
+    of the unrounded run.
 
     Args:
         fmt: a format, or its name; block formats are rounded along a result's last dimension.
@@ -51,8 +54,13 @@ def emulated(fmt: str | Format, *, stochastic: torch.Generator | None = None) ->
         ValueError: there is no such format.
         TypeError: `stochastic` is no torch.Generator.
     """
-    with Rounding(rounding(fmt, stochastic)):
-        yield
+    mode = Rounding(rounding(fmt, stochastic))
+    handle = register_optimizer_step_pre_hook(mode.counters.note)
+    try:
+        with mode:
+            yield
+    finally:
+        handle.remove()
 
 
 def cast(module: nn.Module, fmt: str | Format) -> nn.Module:
@@ -133,12 +141,37 @@ def _effect(operator: torch._ops.OpOverload) -> _Effect:
     return _Effect(fresh, len(schema.returns) > 1, written)
 
 
+class Counters:
+    """Numbers that optimizers keep of their steps: the state of those that have stepped."""
+
+    _NAMES = ("step", "mu_product", "mu", "eta")  # that torch's optimizers make in float32, whatever the parameter's dtype
+
+    def __init__(self) -> None:
+        self._optimizers: dict[int, torch.optim.Optimizer] = {}
+        self._known: dict[int, Tensor] = {}
+
+    def note(self, optimizer: torch.optim.Optimizer, _arguments: Any, _keywords: Any) -> None:
+        """Take an optimizer that begins a step."""
+        self._optimizers[id(optimizer)] = optimizer
+
+    def has(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor is one of these numbers."""
+        if tensor.numel() != 1 or not self._optimizers:
+            return False
+        if id(tensor) not in self._known:  # the state is made within the first step, and anew by load_state_dict
+            states = (state for each in self._optimizers.values() for state in each.state.values())
+            found = (state.get(name) for state in states if isinstance(state, dict) for name in self._NAMES)
+            self._known = {id(each): each for each in found if isinstance(each, Tensor)}
+        return id(tensor) in self._known
+
+
 class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not typed __init_subclass__
     """Puts a function of every floating-point result of an operator in its place."""
 
     def __init__(self, to_format: Round) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # nor __init__
         self._to_format = to_format
+        self.counters = Counters()
 
     def __torch_dispatch__(
         self,
@@ -166,7 +199,7 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
         if isinstance(written, list | tuple):
             for each in written:
                 self._in_place(each)
-        elif has_numbers(written):
+        elif has_numbers(written) and not self.counters.has(written):
             with unrounded():  # an outer block's rounding is for what is computed, not for the steps of this one
                 written.copy_(self._changed(written))
 
