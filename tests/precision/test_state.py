@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import random
 from collections import deque
 from collections.abc import Callable
@@ -436,3 +437,22 @@ def test_a_gradient_penalty_alone_has_the_backward_pass_that_it_takes() -> None:
     found = precision.bisect(model, x, torch.bfloat16, loss=penalty)
     plain = precision.bisect(model, x.clone().requires_grad_(), torch.bfloat16, loss=lambda m, b: (m(b) * slope).sum())
     pd.testing.assert_frame_equal(found, plain)
+
+
+def test_what_hooks_the_node_that_adds_to_a_gradient_stays() -> None:
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    hooked, x = made(), torch.ones(3, 4)
+    fired: list[int] = []
+    nodes = [each.view_as(each).grad_fn.next_functions[0][0] for each in hooked.parameters()]  # type: ignore[union-attr]
+    for node in nodes:
+        node.register_hook(lambda *_: fired.append(1))  # type: ignore[union-attr]
+    parameters = list(hooked.parameters())
+    frame = precision.bisect(hooked, x, torch.bfloat16)
+    assert not fired  # nobody's reducer is told of what these runs do
+    pd.testing.assert_frame_equal(frame, precision.bisect(made(), x, torch.bfloat16))
+    assert all(map(operator.is_, hooked.parameters(), parameters))
+    hooked(x).sum().backward()
+    assert len(fired) == len(parameters)

@@ -81,7 +81,7 @@ class States:
             self._start.update({(id(held), place): (held, *each) for place, each in enumerate(contents)})
             if isinstance(held, Tensor) and id(held) not in left and held.layout is torch.strided:
                 self._own[id(held)] = held, held.data
-                if held.is_inference() or held.grad_fn is not None:
+                if held.is_inference() or held.grad_fn is not None or _accumulates(held):
                     self._replaced.add(id(held))
         self._change: Change = cloned
         self._entries: dict[Place, Entry] = {}
@@ -266,6 +266,24 @@ def _equal(tensor: Tensor, copy_of: Tensor) -> bool:
         return torch.equal(tensor, copy_of)
     except (RuntimeError, NotImplementedError):  # a layout or device that cannot tell
         return False
+
+
+def _accumulates(tensor: Tensor) -> bool:
+    """Tell whether anyone holds the node that adds to a tensor's gradient, as data parallelism does to hook it.
+
+    A tensor whose memory gets another dtype loses that node, and with it what hooks it. That the node is held is seen
+    as it is the same one when it is asked for again.
+    """
+    if not (tensor.is_leaf and tensor.requires_grad) or nn.parameter.is_lazy(tensor):
+        return False
+    _accumulator(tensor).metadata[__name__] = True
+    return _accumulator(tensor).metadata.pop(__name__, False)
+
+
+def _accumulator(tensor: Tensor) -> Any:
+    with torch.enable_grad():
+        node: Any = tensor.view_as(tensor).grad_fn
+    return node.next_functions[0][0]
 
 
 def _give(tensor: Tensor, value: Tensor) -> None:
