@@ -266,6 +266,29 @@ def test_a_parametrization_of_ones_own_with_an_inverse_is_reached() -> None:
     assert torch.equal(layer.weight, torch.eye(6))
 
 
+def test_a_layer_that_keeps_what_it_has_computed_is_reached() -> None:
+    layer = own(Halved())
+    layer.last, layer.cache = layer(torch.ones(1, 6)), [layer(torch.ones(1, 6))]
+    assert initialization.reach(nn.Sequential(layer)).reached == ("0",)
+    initialization.apply(layer, "dirac")
+    assert torch.equal(layer.weight, torch.eye(6))
+    assert layer.last.grad_fn is not None
+
+
+def test_a_module_with_parameters_of_its_own_making_is_reached() -> None:
+    class Counted(nn.Linear):
+        def parameters(self) -> list[nn.Parameter]:  # type: ignore[override]  # as users write it
+            return [*super().parameters()]
+
+        def named_parameters(self) -> dict[str, nn.Parameter]:  # type: ignore[override]  # likewise
+            raise AssertionError("called")
+
+    layer = Counted(6, 6)
+    layer.again = layer.weight
+    assert architecture.own_parameters(layer) == {"weight": layer.weight, "bias": layer.bias}
+    assert initialization.reach(layer).reached == ("",)
+
+
 def test_gates_behind_a_parametrization_are_maps_of_their_own() -> None:
     gru = nn.GRU(20, 30, batch_first=True)
     parametrizations.weight_norm(gru, "weight_hh_l0")

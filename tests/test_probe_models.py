@@ -763,6 +763,29 @@ def distributed_worker(rank, meeting):
         torch.distributed.destroy_process_group()
 
 
+def test_a_model_whose_parameters_take_no_arguments():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.scale = nn.Parameter(torch.ones(2))
+
+        def parameters(self):
+            return [self.scale, *self.layer.parameters()]
+
+        def forward(self, x):
+            return self.layer(x) * self.scale
+
+    model = Listed()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with probe.track(model, optimizer=optimizer) as record:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    frame = record.to_frame()
+    assert set(frame[frame.direction == "update"].parameter) == {"scale", "weight", "bias"}
+    assert not record.unread
+
+
 SURROUNDINGS = (
     try_skipped_step,
     try_closure,

@@ -20,16 +20,28 @@ def layers(model: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
     return tuple(
         (name, module)
         for name, module in model.named_modules()
-        if ".parametrizations." not in f".{name}." and any(map(_weighs, _own_parameters(module)))
+        if ".parametrizations." not in f".{name}." and any(map(_weighs, _sources(module)))
     )
 
 
-def _own_parameters(module: nn.Module) -> Iterable[nn.Parameter]:
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a module itself holds, by name, each once.
+
+    As `named_parameters(recurse=False)`, also of a module that overrides `named_parameters` or `parameters`.
+    """
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, each in module._parameters.items():
+        if each is not None:
+            found.setdefault(id(each), (name, each))
+    return dict(found.values())
+
+
+def _sources(module: nn.Module) -> Iterable[nn.Parameter]:
     """A module's own parameters, and those from which `torch.nn.utils.parametrize` computes them."""
-    yield from module.parameters(recurse=False)
+    yield from own_parameters(module).values()
     if "parametrizations" in module._modules:
         for inner in module.parametrizations.children():  # type: ignore[union-attr]  # a ModuleDict, by torch's contract
-            yield from inner.parameters(recurse=False)
+            yield from own_parameters(inner).values()
 
 
 def unmade(parameter: nn.Parameter) -> bool:

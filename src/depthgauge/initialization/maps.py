@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from depthgauge.architecture import layers, unmade
+from depthgauge.architecture import layers, own_parameters, unmade
 from depthgauge.initialization.stored import holds_back, opened, refusal, stored_weights
 
 _CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -125,7 +125,7 @@ def _biases(module: nn.Module, weights: Iterable[str]) -> tuple[Tensor, ...]:
     most = max(1, max(getattr(module, name).dim() for name in weights) - 1)  # experts have one each
     return tuple(
         parameter.detach()
-        for name, parameter in module.named_parameters(recurse=False)
+        for name, parameter in own_parameters(module).items()
         if "bias" in name and parameter.requires_grad and parameter.dim() <= most
     )
 

@@ -6,7 +6,6 @@ the older hooks of `torch.nn.utils.weight_norm` and `spectral_norm`. Weights are
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +15,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from depthgauge.architecture import unmade
+from depthgauge.architecture import own_parameters, unmade
+from depthgauge.copies import copied
 from depthgauge.seeding import Purpose, generator
 
 Hook = WeightNorm | SpectralNorm
@@ -29,13 +29,13 @@ def stored_weights(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter,
     """
     hooks = _hooks(module)
     behind = {f"{name}_{part}" for name in hooks for part in ("g", "v", "orig")}
-    for name, parameter in module.named_parameters(recurse=False):
+    for name, parameter in own_parameters(module).items():
         if name not in behind and (unmade(parameter) or parameter.dim() > 1):
             yield name, (parameter,)
     for name, sources in _parametrized(module):
         if any(source.dim() > 1 for source in sources):
             yield name, sources
-    parameters: dict[str, Any] = dict(module.named_parameters(recurse=False))
+    parameters = own_parameters(module)
     for name in hooks:
         yield name, tuple(parameters[f"{name}_{part}"] for part in ("g", "v", "orig") if f"{name}_{part}" in parameters)
 
@@ -86,10 +86,10 @@ def holds_back(module: nn.Module, name: str) -> str:
 
 def _trial(module: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
     """N(0, 1) as set on a copy of the layer, and as it comes back; None where they cannot be set."""
-    trial = copy.deepcopy(module)
-    weight = getattr(trial, name).detach()
-    values = torch.randn(weight.shape, generator=generator(0, Purpose.WEIGHTS, "trial")).to(weight)
     try:
+        trial = copied(module)
+        weight = getattr(trial, name).detach()
+        values = torch.randn(weight.shape, generator=generator(0, Purpose.WEIGHTS, "trial")).to(weight)
         _bring(trial, name, values)
         return values, getattr(trial, name).detach()
     except Exception:  # noqa: BLE001 - a parametrization is code of anyone's; without right_inverse torch raises one
@@ -132,7 +132,7 @@ def _parametrized(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter, 
     if parametrize.is_parametrized(module):
         every: Any = module.parametrizations
         for name, inner in every.items():
-            yield name, tuple(parameter for _, parameter in inner.named_parameters(recurse=False))
+            yield name, tuple(own_parameters(inner).values())
 
 
 def _named(module: nn.Module, name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from depthgauge.architecture import own_parameters
 from depthgauge.probe.rows import EVALUATION
 from depthgauge.probe.steps import Attempt
 
@@ -103,7 +104,7 @@ class Layer:
         self.trained = self.evaluated = 0
         self.waiting: deque[Call] = deque(maxlen=CHECKPOINTS)
         self.container = any(True for _ in module.children())
-        has_parameters = any(True for _ in module.parameters(recurse=False))
+        has_parameters = bool(own_parameters(module))
         self.holds_weights = has_parameters and getattr(type(module), "forward", None) is not nn.Module.forward
         self.whole: tuple[int, int] | None = None
         self.slots: dict[str | None, tuple[int, int]] = {}

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from depthgauge.architecture import own_parameters
 from depthgauge.probe.record import UPDATE, WEIGHT, WEIGHT_GRADIENT, Slot
 from depthgauge.probe.rows import OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE
 from depthgauge.probe.tensors import Memory, Unreadable, exact, function_modes, is_uninitialized, without_torch_function
@@ -88,7 +89,7 @@ class ParameterReader:
         chosen: set[int] = set()
         for layer, module in modules.items():
             above = _path(model, layer)
-            parameters = dict(module.named_parameters(recurse=False))
+            parameters = own_parameters(module)
             holder = parameters if _is_scripted(module) else module._parameters
             for name, parameter in parameters.items():
                 if id(parameter) not in chosen:

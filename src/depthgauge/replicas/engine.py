@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from depthgauge.copies import copied
 from depthgauge.nested import scores
 from depthgauge.replicas import mapped
 from depthgauge.replicas.chain import Chain, chain
@@ -313,7 +313,7 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record, *, look
 
 def _alone(template: nn.Module, device: torch.device) -> nn.Module:
     """A copy to load replicas into, on a processor with convolutions' weights channels last, which is faster there."""
-    module = copy.deepcopy(template).to(device)
+    module = copied(template).to(device)
     for part in module.modules() if device.type == "cpu" else ():
         if isinstance(part, nn.Conv2d):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # which the stubs leave out

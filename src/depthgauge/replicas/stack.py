@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from depthgauge.architecture import own_parameters
+from depthgauge.copies import copied
 from depthgauge.nested import scores
 from depthgauge.seeding import Purpose, generator, seed_torch
 
@@ -50,7 +51,7 @@ class Stack:
 
     def module(self, replica: int) -> nn.Module:
         """One replica as a module of its own, on the CPU."""
-        module = _copied(self.template)
+        module = copied(self.template)
         load(module, self, replica)
         return module
 
@@ -73,12 +74,6 @@ class Stack:
         )
 
 
-def _copied(module: nn.Module) -> nn.Module:
-    """A deep copy, of modules too that hold what they computed, as `torch.nn.utils.weight_norm` makes them do."""
-    every = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
-    return copy.deepcopy(module, {id(value): value.detach().clone() for value in every if not value.is_leaf})
-
-
 def call(module: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, where: Places | None = None) -> Tensor:
     """The scores that a module gives (`nested.scores`) with other parameters and buffers in it.
 
@@ -99,7 +94,7 @@ def places(module: nn.Module) -> Places:
     return {
         f"{prefix}.{name}" if prefix else name: names[id(tensor)]
         for prefix, part in module.named_modules()
-        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+        for name, tensor in (*own_parameters(part).items(), *part.named_buffers(recurse=False))
     }
 
 
@@ -160,7 +155,7 @@ def stack(
         raise ValueError(f"{', '.join(columns)}: parameters of `initialize`, of which there is none")
     if any(tensor.is_meta for group in tensors(template) for tensor in group.values()):
         raise ValueError("a template on the meta device cannot be drawn from; build it on the CPU")
-    template = _copied(template).to("cpu")
+    template = copied(template).to("cpu")
     parameters, buffers = tensors(template)
     empty = [
         {name: torch.empty((len(seeds), *tensor.shape), dtype=tensor.dtype) for name, tensor in group.items()}
@@ -215,7 +210,8 @@ def _check_resets(module: nn.Module) -> None:
     reset: set[int] = set()
     for part in module.modules():
         if any(hasattr(part, name) for name in _RESETS):
-            reset.update(id(parameter) for parameter in part.parameters(recurse=isinstance(part, _DEEP)))
+            drawn = part.parameters() if isinstance(part, _DEEP) else own_parameters(part).values()
+            reset.update(map(id, drawn))
     for name, parameter in module.named_parameters():
         if id(parameter) not in reset:
             raise ValueError(f"no module's reset_parameters draws {name!r}; pass `initialize` to draw it")

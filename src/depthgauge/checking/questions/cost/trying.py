@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested, stats
+from depthgauge.copies import copied
 from depthgauge.checking.questions.cost.phases import Phases, doubled
 from depthgauge.stats import Comparison
 from depthgauge.timing import clock, in_turns
@@ -176,7 +176,7 @@ class Tries:
         convolves = any(isinstance(part, nn.Conv2d) and part.groups == 1 for part in model.modules())
         if not images or not convolves or sum(each.numel() for each in model.parameters()) > LARGEST_COPY:
             return None
-        turned = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own
+        turned = copied(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own
         batch = nested.mapped(self._batch, _channels_last)
         with self._training.untouched():
             now, other = self._once(self._batch), self._once(batch, turned)

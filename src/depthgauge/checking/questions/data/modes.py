@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from depthgauge.architecture import own_parameters
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.passing import DROPS, NORMS, Passed
 from depthgauge.checking.words import listed, plural
@@ -132,5 +133,5 @@ def _rate(module: nn.Module) -> float:
 
 def _trains(module: nn.Module) -> bool:
     """Whether a batch normalization is neither frozen nor without stored statistics, which has one mode."""
-    frozen = [not each.requires_grad for each in module.parameters(recurse=False)]
+    frozen = [not each.requires_grad for each in own_parameters(module).values()]
     return bool(getattr(module, "track_running_stats", False)) and not (frozen and all(frozen))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from depthgauge.architecture import own_parameters
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.signal.passing import Passed
 from depthgauge.checking.words import listed
@@ -25,7 +26,7 @@ def findings(model: nn.Module, before: dict[str, Tensor], passed: Passed) -> Ite
         f"{name}.{own}" if name else own: module.hidden_size
         for name, module in model.named_modules()
         if isinstance(module, nn.RNNBase | nn.RNNCellBase)
-        for own, _ in module.named_parameters(recurse=False)
+        for own in own_parameters(module)
         if own.startswith(("weight_ih", "weight_hh"))
     }
     yield from _units(after, before, passed, sizes)

@@ -146,7 +146,7 @@ def _is_prefix(other: str, name: str, holder: nn.Module) -> bool:
 def _is_base(wiring: Wiring, frozen: list[bool]) -> bool:
     """Whether frozen layers, two or more, hold most numbers: what trains between them are adapters."""
     layers = [layer for _, layer in architecture.layers(wiring.training.model)]
-    sizes = [sum(each.numel() for each in layer.parameters(recurse=False)) for layer in layers]
+    sizes = [sum(each.numel() for each in architecture.own_parameters(layer).values()) for layer in layers]
     still = [size for size, off in zip(sizes, frozen, strict=True) if off]
     return len(still) > 1 and 2 * sum(still) > sum(sizes)
 

@@ -191,7 +191,7 @@ def _settable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Torch's own layers of linear maps that train, and that their class can draw anew."""
     kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
     for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
+        own = architecture.own_parameters(module)
         if not isinstance(module, kinds) or not own or hasattr(module, "parametrizations"):
             continue
         if all(each.requires_grad and bool(each.detach().any()) for each in own.values() if each.dim() > 1):
@@ -203,10 +203,10 @@ def _apart(training: Training) -> list[str]:
     found: list[str] = []
     with training.untouched(), torch.no_grad():
         for name, module in _settable(training.model):
-            before = {own: each.detach().clone() for own, each in module.named_parameters(recurse=False)}
+            before = {own: each.detach().clone() for own, each in architecture.own_parameters(module).items()}
             with random_states_kept():
                 module.reset_parameters()  # type: ignore[operator]  # all of these have it
-            for own, each in module.named_parameters(recurse=False):
+            for own, each in architecture.own_parameters(module).items():
                 had, has = (value.double().square().mean().sqrt().item() for value in (before[own], each))
                 small = each.dim() > 1 and had * APART < has
                 if each.numel() > 1 and has > 0 and (had > APART * has or small):

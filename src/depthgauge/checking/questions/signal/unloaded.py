@@ -66,7 +66,7 @@ def _left(wiring: Wiring, part: str, module: nn.Module) -> Iterator[Finding]:
 
 
 def _is_map(module: nn.Module) -> bool:
-    weight = dict(module.named_parameters(recurse=False)).get("weight")  # a parametrized one is none of its own
+    weight = architecture.own_parameters(module).get("weight")  # a parametrized one is none of its own
     return weight is not None and weight.dim() > 1 and not isinstance(module, nn.Embedding)
 
 
@@ -122,7 +122,7 @@ def _unlearnt(part: str, module: nn.Module) -> tuple[list[str], str]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return "Norm" in type(module).__name__ and "weight" in dict(module.named_parameters(recurse=False))
+    return "Norm" in type(module).__name__ and "weight" in architecture.own_parameters(module)
 
 
 def _is_start(norm: nn.Module) -> bool:
@@ -140,7 +140,7 @@ def _reaches(wiring: Wiring, part: str, names: Sequence[str]) -> bool:
     layers = [
         (name, layer)
         for name, layer in architecture.layers(training.model)
-        if any(f"{name}.{own}".lstrip(".") in wiring.passed.alive for own, _ in layer.named_parameters(recurse=False))
+        if any(f"{name}.{own}".lstrip(".") in wiring.passed.alive for own in architecture.own_parameters(layer))
         and not f"{name}.".startswith(f"{part}.")
     ]
     try:

@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from depthgauge import nested
+from depthgauge.architecture import own_parameters
 from depthgauge.checking.graphs import nodes
 from depthgauge.precision.passage import compiled
 from depthgauge.workload import Training
@@ -157,7 +158,7 @@ class _Work:
                 handle.remove()
 
     def _stranger(self, module: nn.Module, _inputs: Any) -> None:
-        sizes = [each.numel() for each in module.parameters(recurse=False) if id(each) not in self._own]
+        sizes = [each.numel() for each in own_parameters(module).values() if id(each) not in self._own]
         if sizes and len(self.seen.made) < MOST:
             self.seen.made.append((type(module).__name__, sum(sizes), self.place, self.last))
 
