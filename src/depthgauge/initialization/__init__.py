@@ -9,9 +9,10 @@
 
 A scheme is a function of a model and a CPU generator that sets weights in place; any such function can stand where a
 name can. It sets the weights of linear maps, those of convolutions, recurrent layers and attention among them, and
-zeroes their biases unless it says otherwise; embeddings keep PyTorch's N(0, 1), normalization its ones and zeros.
-Groups of a convolution, gates, and the q, k and v of attention are maps of their own: each has its own fans, each is
-orthogonal by itself. The same seed gives every normal scheme the same draws, so that two of them differ in scale alone.
+zeroes their biases unless it says otherwise; embeddings keep PyTorch's N(0, 1), but for one that is tied to a linear
+layer and is drawn as its weight; normalization keeps its ones and zeros. Groups of a convolution, gates, and the q, k
+and v of attention are maps of their own: each has its own fans, each is orthogonal by itself. The same seed gives every
+normal scheme the same draws, so that two of them differ in scale alone.
 """
 
 from depthgauge.initialization.catalog import SCHEMES, apply, scheme

@@ -101,8 +101,9 @@ def apply(module: nn.Module, init: Init, *, seed: int = 0, **settings: Any) -> t
         **settings: settings of the scheme.
 
     Returns:
-        Names of the parameters of two or more dimensions that were left as they were: embeddings, frozen and quantized
-        weights, and parameters of modules that are no linear map known here. `reach` says why.
+        Names of the parameters of two or more dimensions that were left as they were: embeddings, but for
+        those that are a linear layer's weight, too; frozen and quantized weights; and parameters of modules that are no
+        linear map known here. `reach` says why.
 
     Raises:
         ValueError: no such scheme, or one that this module cannot take: no residual branches, no activation.

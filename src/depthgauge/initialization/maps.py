@@ -92,7 +92,8 @@ def weighted(model: nn.Module, *, embeddings: bool = False) -> Iterator[Layer]:
 
     Linear layers, convolutions and transposed ones, bilinear ones, torch's recurrent layers and cells, its attention,
     linear layers of transformers (Conv1D) and torch_geometric, stacked experts. Embeddings are none, as one row is
-    looked up and nothing is summed, but can be asked for. Whoever writes to a layer's maps calls its `bring`.
+    looked up and nothing is summed, but can be asked for; a table that a linear layer has for its weight, too, is set
+    as that layer's. Whoever writes to a layer's maps calls its `bring`.
     """
     seen: set[nn.Parameter] = set()
     for name, module in model.named_modules():
