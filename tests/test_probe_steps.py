@@ -636,6 +636,27 @@ def test_an_exception_inside_of_a_step_leaves_the_next_one_whole():
     assert sorted(set(steps_of(record.to_frame(), "update"))) == [0, 1, 2]
 
 
+def test_an_exception_inside_of_one_of_several_leaves_the_step_of_the_others():
+    class Raises(torch.optim.SGD):
+        def step(self, closure=None):
+            if next(raises):
+                raise ArithmeticError
+            return super().step(closure)
+
+    model, raises = net(), iter([False, True, False])
+    first, last = Raises(model[0].parameters(), 0.1), torch.optim.SGD(model[2].parameters(), 0.1)
+    with probe.track(model, optimizer=[first, last], directions=["update"]) as record:
+        for _ in range(3):
+            model(batch()).sum().backward()
+            with contextlib.suppress(ArithmeticError):
+                first.step()
+            last.step()
+    frame = record.to_frame()
+    assert steps_of(frame, "update", "2") == [0, 0, 1, 1, 2, 2]
+    assert set(frame[frame["count"] > 0].layer) == {"0", "2"}
+    assert steps_of(frame, "update", "0") == [0, 0, 2, 2]
+
+
 def test_gradients_are_read_before_the_step_that_may_change_them():
     class Eats(torch.optim.SGD):
         @torch.no_grad()

@@ -40,11 +40,21 @@ def is_nested(optimizer: Optimizer) -> bool:
     A subclass may call its parent's. Torch lets that one run the hooks too if anybody has made an optimizer of the
     parent class before.
     """
+    return _depth(optimizer, most=2) == 2
+
+
+def is_stepping(optimizer: Optimizer) -> bool:
+    """Tell whether this thread is within the `step()` of an optimizer: one that has raised is over."""
+    return _depth(optimizer, most=1) == 1
+
+
+def _depth(optimizer: Optimizer, most: int) -> int:
+    """How many steps of an optimizer this thread is within, counted up to `most`."""
     frame, steps = sys._getframe(), 0
-    while frame.f_back is not None and steps < 2:
+    while frame.f_back is not None and steps < most:
         frame = frame.f_back
         steps += frame.f_code is _STEP and frame.f_locals.get("self") is optimizer
-    return steps == 2
+    return steps
 
 
 def _members(optimizer: Any, depth: int, seen: set[int]) -> Iterator[list[Optimizer]]:

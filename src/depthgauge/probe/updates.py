@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from depthgauge.probe.hooks import Hook
-from depthgauge.probe.optimizers import is_nested, parameters_in
+from depthgauge.probe.optimizers import is_nested, is_stepping, parameters_in
 from depthgauge.probe.parameters import ParameterReader, StepParameters
 from depthgauge.probe.record import Record
 from depthgauge.probe.steps import Steps
@@ -59,9 +59,9 @@ class Updates:
                 undo.callback(optimizer.register_step_post_hook(Hook(self._after)).remove)
 
     def _before(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
-        # One inside of it; that it is the same one and not nested tells of a step that raised.
-        if self.stepping is not None and (self.stepping is not optimizer or is_nested(optimizer)):
-            return
+        if self.stepping is not None:  # it steps, and this one inside of it; or it has raised
+            if is_nested(optimizer) if self.stepping is optimizer else is_stepping(self.stepping):
+                return
         self.stepping = optimizer
         if self._block.active:
             word, self._selected = self._steps.attempt.word, self._parameters_of(optimizer)
