@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from depthgauge import probe
 
@@ -343,6 +344,23 @@ def test_a_pass_that_leaves_no_gradients_ends_no_step(loop, skipped, set_to_none
         loop(model, optimizer, skipped=skipped)
     assert told == [[step] * passes for step in range(3)]
     assert record._skipped == set(skipped)
+
+
+def test_no_mode_of_the_program_sees_a_look_at_gradients():
+    class Refuses(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket is torch.ops.aten.any:
+                raise NotImplementedError
+            return func(*args, **(kwargs or {}))
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Refuses(), probe.track(model, optimizer=optimizer, directions=["activation"]) as record:
+        for _ in range(2):
+            model(batch()).sum().backward()
+            optimizer.zero_grad(set_to_none=False)
+        optimizer.step()
+    assert steps_of(record.to_frame()) == [0, 1]
 
 
 def test_every_second_step_also_where_steps_are_skipped():

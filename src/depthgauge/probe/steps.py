@@ -24,7 +24,7 @@ from torch import nn
 
 from depthgauge.probe.record import Record
 from depthgauge.probe.rows import ATTEMPT_BITS
-from depthgauge.probe.tensors import Unreadable, numbers_of, without_torch_function
+from depthgauge.probe.tensors import Unreadable, numbers_of, without_dispatch, without_torch_function
 
 _engine: Any = torch.autograd.Variable._execution_engine  # as torch's own data parallelism
 
@@ -214,8 +214,10 @@ def _version(tensor: torch.Tensor) -> int:
 
 
 def _is_zero(gradient: torch.Tensor) -> bool:
+    native = () if gradient.dtype.itemsize == 1 else (gradient.dtype,)  # of which not every torch has an `any`
     try:
-        values = numbers_of(gradient, (gradient.dtype,))
-    except Unreadable:
+        values = numbers_of(gradient, native)
+        with without_dispatch():
+            return values is not None and not values.any()
+    except (Unreadable, RuntimeError):  # it runs within the user's forward pass, which goes on
         return False
-    return values is not None and not values.any()
