@@ -218,6 +218,19 @@ def test_an_alarm_is_a_warning_at_the_users_line(run: Run) -> None:
             watch._raise(alarm)
 
 
+def test_a_model_in_evaluation_mode_raises_no_alarm_and_that_is_said_once(run: Run) -> None:
+    run.model.eval()
+    with probe.watch(run.model, run.optimizer, every=1, layers="0"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(WINDOW - 1):
+                run.step()
+        with pytest.warns(UserWarning, match=f"no layer was in training mode in {WINDOW} recorded steps") as told:
+            for _ in range(WINDOW + 1):
+                run.step()
+    assert len(told) == 1
+
+
 def test_p_and_e_values_are_those_of_their_laws() -> None:
     distance = np.array([0.0, 0.3, 2.0, 15.0, 1e4])
     np.testing.assert_allclose(p_value(distance), 2 * scipy_stats.t(4).sf(distance), rtol=1e-9)

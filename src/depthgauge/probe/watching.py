@@ -19,7 +19,7 @@ import numpy as np
 from torch import nn
 
 from depthgauge.foreign import describe_error
-from depthgauge.probe.alarm import Alarm, AlarmWarning, Ranges, figures
+from depthgauge.probe.alarm import WINDOW, Alarm, AlarmWarning, Ranges, figures
 from depthgauge.probe.destinations import Destination, destinations
 from depthgauge.probe.layers import Layers
 from depthgauge.probe.nonfinite import NonFinite
@@ -49,6 +49,7 @@ class Watch:
         self._destinations = destinations(to)
         self._alarm = alarm
         self._ranges = Ranges()
+        self._evaluated = 0  # recorded steps without a layer in training mode, as long as there was no other
         self._last = last
         self._tail: deque[pd.DataFrame] = deque()
         self._block = ExitStack()
@@ -102,6 +103,18 @@ class Watch:
         for step in np.unique(rows["step"].to_numpy()):  # one, but where a step turned out late to have been skipped
             if alarm := self._ranges.observe(int(step), *figures(rows[rows["step"] == step])):
                 self._raise(alarm)
+        if len(rows) and not len(self._ranges) and not rows["training"].any():
+            self._tell_of_evaluation()
+
+    def _tell_of_evaluation(self) -> None:
+        """Say once that no alarm can be raised, where as many steps as a range takes had no layer in training mode."""
+        self._evaluated += 1
+        if self._evaluated == WINDOW:
+            text = (
+                f"no layer was in training mode in {WINDOW} recorded steps: ranges are those of training mode, so that no"
+                " alarm can be raised; values that are not finite are told all the same"
+            )
+            warn_outside(text, UserWarning)
 
     def _raise(self, alarm: Alarm) -> None:
         self.alarms.append(alarm)
