@@ -352,6 +352,18 @@ def test_evaluation_is_over_all_examples(strategy: str) -> None:
         assert found.accuracy[replica] == pytest.approx((out.argmax(1) == y).double().mean().item(), rel=1e-12)
 
 
+def test_what_an_evaluation_draws_is_each_replicas_own_and_the_programs_generator_stays() -> None:
+    x, y = examples((6,))
+    stack = replicas.stack(nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, CLASSES)).double(), range(3))
+    state = torch.get_rng_state()
+    found = replicas.evaluate(stack, x, y, batch=7).loss
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    np.testing.assert_array_equal(replicas.evaluate(stack.part(slice(1, 3)), x, y, batch=7).loss, found[1:])
+    halves = [replicas.evaluate(stack, x[:1].expand(4, -1), y[:1].expand(4), batch=size).loss for size in (4, 1)]
+    assert not np.array_equal(*halves)  # each batch has draws of its own
+
+
 def test_accuracy_is_that_of_the_mini_batch() -> None:
     x, y = examples((6,))
     stack = replicas.stack(mlp(), range(2))

@@ -260,6 +260,8 @@ def evaluate(
 ) -> Evaluation:
     """Mean loss and accuracy of every replica over all examples, in the template's own train or eval mode.
 
+    What it draws (dropout in training mode) comes from each replica's own seed; the global generators stay as they are.
+
     Args:
         stack: the replicas.
         inputs: (N, ...).
@@ -278,7 +280,7 @@ def evaluate(
         part = stack.part(rows)
         for start in range(0, len(inputs), batch):
             x, y = inputs[start : start + batch], targets[start : start + batch]
-            outputs = engine.forward(part, choice.strategy, choice.chain, x)
+            outputs = engine.forward(part, choice.strategy, choice.chain, x, start=start)
             everywhere = y.expand(len(part), *y.shape)
             value, _ = objective.stacked(outputs, everywhere)
             correct = objective.correct(outputs, everywhere)

@@ -320,15 +320,20 @@ def _alone(template: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
-def forward(stack: Stack, strategy: Strategy, as_chain: Chain | None, inputs: Tensor) -> Tensor:
-    """Outputs (R, B, ...) of a stack for one batch of inputs (B, ...), without gradients."""
+def forward(stack: Stack, strategy: Strategy, as_chain: Chain | None, inputs: Tensor, *, start: int = 0) -> Tensor:
+    """Outputs (R, B, ...) of a stack for one batch of inputs (B, ...), without gradients.
+
+    What a model draws comes from the replica's own seed and `start`, the place of the batch's first example.
+    """
     with torch.no_grad():
         if strategy == "loop":
-            module = _alone(stack.template, inputs.device)
+            module, device = _alone(stack.template, inputs.device), inputs.device
             rows = []
-            for row in range(len(stack)):
-                load(module, stack, row)
-                rows.append(scores(module(inputs)))
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                for row, seed in enumerate(stack.seeds):
+                    load(module, stack, row)
+                    seed_torch(seed, Purpose.DROPOUT, "evaluate", start, device=device)
+                    rows.append(scores(module(inputs)))
             return torch.stack(rows)
         parameters = list(stack.parameters.values())
         everywhere = inputs.expand(len(stack), *inputs.shape)
