@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -83,3 +84,19 @@ def test_parts_of_complex_numbers_move_apart() -> None:
     parts = torch.view_as_real(found - z).abs()
     assert set(parts[:, 0].tolist()) == {EPSILON}
     assert (torch.view_as_real(found - z).sign().prod(1) < 0).any()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_an_operator_draws_is_drawn_once(own: bool) -> None:
+    weights = torch.ones(4, 5000)
+
+    def drawn(block: AbstractContextManager[object]) -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(1)
+        with block:
+            places = torch.multinomial(weights, 3, generator=generator if own else None)
+        return places, torch.get_rng_state(), generator.get_state()
+
+    plain, run = drawn(nullcontext()), drawn(noisy(EPSILON, torch.Generator().manual_seed(2)))
+    assert all(map(torch.equal, plain[1:], run[1:]))
+    assert (plain[0] == run[0]).float().mean() > 0.5  # of weights that differ by roundings

@@ -144,7 +144,12 @@ def _effect(operator: torch._ops.OpOverload) -> _Effect:
 class Counters:
     """Numbers that optimizers keep of their steps: the state of those that have stepped."""
 
-    _NAMES = ("step", "mu_product", "mu", "eta")  # that torch's optimizers make in float32, whatever the parameter's dtype
+    _NAMES = (
+        "step",
+        "mu_product",
+        "mu",
+        "eta",
+    )  # that torch's optimizers make in float32, whatever the parameter's dtype
 
     def __init__(self) -> None:
         self._optimizers: dict[int, torch.optim.Optimizer] = {}

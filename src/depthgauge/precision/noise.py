@@ -25,6 +25,7 @@ from depthgauge.nested import inexact
 from depthgauge.precision.band import STEP, SUMS, sizes
 from depthgauge.precision.emulation import Rounding, has_numbers, of_parts, unrounded
 from depthgauge.precision.passage import ARITHMETIC, EXACT, Call, Direction, Edge, Key, Pinned
+from depthgauge.precision.randomness import random_state, set_random_state
 from depthgauge.seeding import Purpose, generator
 
 _SUMS = frozenset({"cumsum", "dot", "mean", "mv", "sum", "vdot"})
@@ -129,6 +130,18 @@ class _Noise(Rounding):  # type: ignore[no-untyped-call]  # torch has not typed 
         self._draws = draws
         self._signs = torch.empty(0)
         self._size = 0.0
+        self._rewind: Callable[[], None] = _nothing
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        draws = torch.Tag.nondeterministic_seeded in func.tags
+        self._rewind = _rewinding([*args, *(kwargs or {}).values()]) if draws else _nothing
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def replaced(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Any:
         call: Callable[..., Any] = func
@@ -139,6 +152,7 @@ class _Noise(Rounding):  # type: ignore[no-untyped-call]  # torch has not typed 
         bridge = _terms(products, args, out) * min(1.0, 2 * SUMS / self._epsilon) ** 2
         if bridge > STEP and not func._schema.is_mutable:
             self._size = math.sqrt(bridge / 6)
+            self._rewind()  # what it draws (an attention's dropout) is drawn once
             out = call(*nested.mapped(tuple(args), self._argument), **kwargs)
         roundings = 1 if products or name in ARITHMETIC or name in _SUMS else STEP
         self._size = math.sqrt(roundings + bridge / 3)
@@ -158,6 +172,23 @@ class _Noise(Rounding):  # type: ignore[no-untyped-call]  # torch has not typed 
             self._signs = drawn.to(torch.float32) * 2 - 1
         signs, self._signs = self._signs[:count], self._signs[count:]
         return signs
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _rewinding(arguments: Sequence[Any]) -> Callable[[], None]:
+    """A function that brings random generators back to where they are now: the global ones, and those in arguments."""
+    state = random_state()
+    own = [(each, each.get_state()) for each in arguments if isinstance(each, torch.Generator)]
+
+    def rewind() -> None:
+        set_random_state(state)
+        for each, before in own:
+            each.set_state(before)
+
+    return rewind
 
 
 def _spacing(tensor: Tensor) -> float:
