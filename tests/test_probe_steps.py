@@ -426,6 +426,16 @@ def test_a_block_that_ends_before_the_step():
     assert set(frame[frame.skipped].step) == {3}
 
 
+def test_a_look_at_forces_after_the_last_step_is_no_step():
+    model, calls = Forces(net()), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with probe.track(model, optimizer=optimizer, on_step=calls.append) as record:
+        forces(model, optimizer)
+        model(batch())
+    assert len(calls) == 3
+    assert not record._skipped
+
+
 # What people call an optimizer.
 
 

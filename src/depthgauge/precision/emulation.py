@@ -42,8 +42,8 @@ def emulated(fmt: str | Format, *, stochastic: torch.Generator | None = None) ->
 
     Views, and what an operator is given, are left alone: weights and inputs that are not yet numbers of the format
     enter as they are (`cast` rounds a module's). Complex numbers are rounded by their parts. What an operator changes
-    in place is rounded where it lies, but for optimizers' counters of steps. The random bits of a dropout mask are those
-    of the unrounded run.
+    in place is rounded where it lies, but for optimizers' counters of steps. The random bits of a dropout mask are
+    those of the unrounded run.
 
     Args:
         fmt: a format, or its name; block formats are rounded along a result's last dimension.

@@ -277,7 +277,7 @@ def _accumulates(tensor: Tensor) -> bool:
     if not (tensor.is_leaf and tensor.requires_grad) or nn.parameter.is_lazy(tensor):
         return False
     _accumulator(tensor).metadata[__name__] = True
-    return _accumulator(tensor).metadata.pop(__name__, False)
+    return _accumulator(tensor).metadata.pop(__name__, None) is not None
 
 
 def _accumulator(tensor: Tensor) -> Any:

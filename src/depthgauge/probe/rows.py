@@ -157,10 +157,12 @@ class Ledger:
 
     def clear(self, keep: int | None = None) -> None:
         """Forget what was put aside, but for rows whose STEP is `keep` or more."""
-        rows = None if keep is None else self.read()
+        if keep is None:
+            self._full.clear()
+            return
+        rows = self.read()
         self._full.clear()
-        if rows is not None:
-            self.put_back(rows.chosen(rows.words[:, STEP] >= keep))
+        self.put_back(rows.chosen(rows.words[:, STEP] >= keep))
 
     def trim(self, last: int) -> None:
         """Forget what was put aside, but for the last rows."""

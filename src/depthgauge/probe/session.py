@@ -133,8 +133,8 @@ class Session:
             hooks.on_every_module(self._on_module, self._on_call if self._members is None else None, undo)
 
     def finish(self) -> None:
-        """The block has run to its end, which ends the last step, too, if anything of it is pending."""
-        if self._members is not None and self._steps.pending:
+        """The block has run to its end, which ends the last step, too, if gradients wait for the optimizer."""
+        if self._members is not None and self._steps.waits:
             self.record._skipped.add(self._steps.number)
             self._tell()
         elif self._members is None:

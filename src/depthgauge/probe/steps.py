@@ -79,7 +79,7 @@ class Steps:
         self.number = 0 if parameters is not None else -1
         self.attempt = Attempt(max(self.number, 0))
         self.undecided = False  # whether a backward pass has run that no forward pass has followed
-        self.pending = False  # whether gradients wait for the optimizer
+        self.pending = False  # whether a backward pass has run since the step began
         self._record = record
         self.parameters = parameters
         self._scaler = scaler
@@ -102,6 +102,11 @@ class Steps:
         self._doubtful = []
         self._witness = None
         self._before = {}
+
+    @property
+    def waits(self) -> bool:
+        """Tell whether gradients that a backward pass has left wait for the optimizer."""
+        return self._witness is not None
 
     def stepped(self) -> None:
         """Note that one of several optimizers has used its gradients."""

@@ -59,9 +59,9 @@ class Updates:
                 undo.callback(optimizer.register_step_post_hook(Hook(self._after)).remove)
 
     def _before(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
-        if self.stepping is not None:  # it steps, and this one inside of it; or it has raised
-            if is_nested(optimizer) if self.stepping is optimizer else is_stepping(self.stepping):
-                return
+        outer = self.stepping  # it steps, and this one inside of it, or it has raised
+        if outer is not None and (is_nested(optimizer) if outer is optimizer else is_stepping(outer)):
+            return
         self.stepping = optimizer
         if self._block.active:
             word, self._selected = self._steps.attempt.word, self._parameters_of(optimizer)

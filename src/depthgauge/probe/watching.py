@@ -111,8 +111,8 @@ class Watch:
         self._evaluated += 1
         if self._evaluated == WINDOW:
             text = (
-                f"no layer was in training mode in {WINDOW} recorded steps: ranges are those of training mode, so that no"
-                " alarm can be raised; values that are not finite are told all the same"
+                f"no layer was in training mode in {WINDOW} recorded steps: ranges are those of training mode, so that"
+                " no alarm can be raised; values that are not finite are told all the same"
             )
             warn_outside(text, UserWarning)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested, stats
-from depthgauge.copies import copied
 from depthgauge.checking.questions.cost.phases import Phases, doubled
+from depthgauge.copies import copied
 from depthgauge.stats import Comparison
 from depthgauge.timing import clock, in_turns
 from depthgauge.workload import Training
