@@ -193,3 +193,14 @@ def test_optimizers_count_their_steps_as_ever(name: str, foreach: bool) -> None:
     assert {key: found[key] for key in counters} == {key: wanted[key] for key in counters}
     rest = [each for key, each in found.items() if key not in counters]
     assert all(torch.equal(each, formats.round(each, "float8_e5m2")) for each in rest)
+
+
+def test_views_in_place_leave_numbers_alone() -> None:
+    x, y = torch.tensor([[1.1, 2.3]]), torch.tensor([1.7])
+    with precision.emulated("float8_e5m2"):
+        x.t_().unsqueeze_(0)
+        z = torch.empty(0).set_(y.untyped_storage())
+        y.resize_(1)
+    assert x.flatten().tolist() == torch.tensor([1.1, 2.3]).tolist()
+    assert torch.equal(z, y)
+    assert torch.equal(y, torch.tensor([1.7]))

@@ -439,10 +439,11 @@ def test_a_gradient_penalty_alone_has_the_backward_pass_that_it_takes() -> None:
     pd.testing.assert_frame_equal(found, plain)
 
 
-def test_what_hooks_the_node_that_adds_to_a_gradient_stays() -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e5m2"])
+def test_what_hooks_the_node_that_adds_to_a_gradient_stays(dtype: str) -> None:
     def made() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+        return nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 1))
 
     hooked, x = made(), torch.ones(3, 4)
     fired: list[int] = []
@@ -450,9 +451,9 @@ def test_what_hooks_the_node_that_adds_to_a_gradient_stays() -> None:
     for node in nodes:
         node.register_hook(lambda *_: fired.append(1))  # type: ignore[union-attr]
     parameters = list(hooked.parameters())
-    frame = precision.bisect(hooked, x, torch.bfloat16)
+    frame = precision.bisect(hooked, x, dtype)
     assert not fired  # nobody's reducer is told of what these runs do
-    pd.testing.assert_frame_equal(frame, precision.bisect(made(), x, torch.bfloat16))
+    pd.testing.assert_frame_equal(frame, precision.bisect(made(), x, dtype))
     assert all(map(operator.is_, hooked.parameters(), parameters))
     hooked(x).sum().backward()
     assert len(fired) == len(parameters)

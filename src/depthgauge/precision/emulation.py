@@ -133,10 +133,11 @@ def _effect(operator: torch._ops.OpOverload) -> _Effect:
     schema = operator._schema
     idle = operator.overloadpacket.__name__ in _NOTHING_COMPUTED
     fresh = tuple(place for place, each in enumerate(schema.returns) if each.alias_info is None and not idle)
+    turned = torch.Tag.inplace_view in operator.tags  # `x.t_()`, `x.set_(y)`: another view, and no number changes
     written = tuple(
         (place, each.name)
         for place, each in enumerate(schema.arguments)
-        if each.alias_info is not None and each.alias_info.is_write
+        if each.alias_info is not None and each.alias_info.is_write and not turned
     )
     return _Effect(fresh, len(schema.returns) > 1, written)
 

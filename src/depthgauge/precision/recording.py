@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,7 +106,7 @@ class Parts:
         self.states = States(root)
         self.names = {id(part): name for name, part in root.named_modules()}
         whole = (*root.modules(), *root.parameters())
-        self.kept: dict[int, object] = {id(each): each for each in whole}
+        self.kept: Mapping[int, object] = ChainMap({id(each): each for each in whole}, self.states.stand_ins)
         self.frozen = not any(each.requires_grad for each in root.parameters())
         self._handler: Handler | None = None
         self._plain: Callable[..., Any] = nn.Module.__call__

@@ -7,10 +7,11 @@ is attributes and what they hold (`holding`): parameters, buffers and other tens
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,9 @@ class States:
     Args:
         root: the model.
         apart: tensors that are left to others.
+
+    Attributes:
+        stand_ins: id -> a parameter that stands in the place of the model's own in the runs.
     """
 
     def __init__(self, root: nn.Module, apart: Iterable[Tensor] = ()) -> None:
@@ -83,6 +87,7 @@ class States:
                 self._own[id(held)] = held, held.data
                 if held.is_inference() or held.grad_fn is not None or _accumulates(held):
                     self._replaced.add(id(held))
+        self.stand_ins: MutableMapping[int, Tensor] = WeakValueDictionary()
         self._change: Change = cloned
         self._entries: dict[Place, Entry] = {}
         self._tensors: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -100,7 +105,7 @@ class States:
             copies = _together([memory for _, memory in self._own.values()], list(map(self._changing, self._own)))
         for (tensor, _), copy_of in zip(self._own.values(), copies, strict=True):
             if id(tensor) in self._replaced:
-                there[id(tensor)] = _like(tensor, copy_of)
+                there[id(tensor)] = self._like(tensor, copy_of)
             else:
                 _give(tensor, copy_of)
         _write(self._start, there.get)
@@ -206,11 +211,19 @@ class States:
         if there is None and id(tensor) in self._own and id(tensor) not in self._replaced:
             there = tensor
         if there is None:
-            return _like(tensor, value)
+            return self._like(tensor, value)
         _give(there, value)
         if id(there) in self._begun:
             self._begun[id(there)] = _NEVER
         return there
+
+    def _like(self, tensor: Tensor, value: Tensor) -> Tensor:
+        """A value as a parameter, or as a leaf that asks for a gradient, where the tensor is one."""
+        if isinstance(tensor, nn.Parameter):
+            made = nn.Parameter(value, requires_grad=tensor.requires_grad)
+            self.stand_ins[id(made)] = made
+            return made
+        return value.requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
 
 _NEVER = (-1, -1)
@@ -290,13 +303,6 @@ def _give(tensor: Tensor, value: Tensor) -> None:
     if tensor.grad_fn is not None:  # a run has changed it in place
         tensor.detach_()
     tensor.data = value
-
-
-def _like(tensor: Tensor, value: Tensor) -> Tensor:
-    """A value as a parameter, or as a leaf that asks for a gradient, where the tensor is one."""
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(value, requires_grad=tensor.requires_grad)
-    return value.requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
 
 def _write(entries: Mapping[Place, Entry], instead: Callable[[int], Tensor | None]) -> None:
