@@ -87,7 +87,7 @@ class States:
                 self._own[id(held)] = held, held.data
                 if held.is_inference() or held.grad_fn is not None or _accumulates(held):
                     self._replaced.add(id(held))
-        self.stand_ins: MutableMapping[int, Tensor] = WeakValueDictionary()
+        self.stand_ins: MutableMapping[int, object] = WeakValueDictionary()
         self._change: Change = cloned
         self._entries: dict[Place, Entry] = {}
         self._tensors: dict[int, tuple[Tensor, Tensor | None]] = {}
