@@ -281,9 +281,9 @@ def test_rows_keep_their_order_when_cleared_and_trimmed(kernel):
             each.observe(number if step % 3 else number[:7] * torch.inf, step % 2, step, 0)
     assert len(kernel.nonfinite()) == len(now.nonfinite()) == 14
     np.testing.assert_array_equal(kernel.read().words, now.read().words)
-    kernel.observe(number, 0, 5, 0)
-    kernel.clear(keep=5)
-    assert kernel.read().words[:, 1].tolist() == [5, 5]
+    kernel.observe(number, 0, 50, 0)
+    kernel.clear(keep=39)
+    assert kernel.read().words[:, 1].tolist() == [39, 50]
     for step in range(2000):
         kernel.observe(number if step % 100 == 0 else number[:1], 0, step, 0)
     kernel.trim(10)
