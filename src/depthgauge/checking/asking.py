@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from depthgauge import probe
 from depthgauge.checking import first_minute, late, observing, raising, upstream
 from depthgauge.checking.about import about
-from depthgauge.checking.answers import Answer, Finding, Status, undecided
+from depthgauge.checking.answers import Answer, Finding, Status, most_severe, undecided
 from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.questions import Question, named
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
@@ -168,13 +168,36 @@ def _late(question: Question, subject: Subject) -> Answer:
 
 def _asked(question: Question, subject: Subject) -> Answer:
     start = time.perf_counter()
+    subject.found, subject.missed, subject.short = [], [], []
     try:
         with contained(), attributes_kept(subject.training):
             answer = question.ask(subject)
     except LoaderError as error:
-        answer = _refused(question, raising.finding(error))
+        answer = _with(subject.found, _refused(question, raising.finding(error)))
     except WorkloadError as error:
-        answer = undecided(question.id, question.text, str(error))
+        answer = _with(subject.found, undecided(question.id, question.text, str(error)))
     except Exception as error:  # noqa: BLE001 - one question's failure costs no other
-        answer = undecided(question.id, question.text, f"it could not be asked: {describe_error(error)}")
-    return dataclasses.replace(answer, seconds=time.perf_counter() - start)
+        what = "not measured: what came after that" if subject.found else "it could not be asked"
+        answer = _with(subject.found, undecided(question.id, question.text, f"{what}: {describe_error(error)}"))
+    return dataclasses.replace(_told(answer, subject), seconds=time.perf_counter() - start)
+
+
+def _with(found: Sequence[Finding], answer: Answer) -> Answer:
+    """The answer of a question that failed, with what it had found by then."""
+    worst = most_severe([*answer.findings, *found])
+    says = worst.text if worst is not None and worst.status in {Status.BROKEN, Status.LOOK} else answer.says
+    return dataclasses.replace(answer, says=says, findings=(*found, *answer.findings))
+
+
+def _told(answer: Answer, subject: Subject) -> Answer:
+    """The answer with what was not measured as a finding of its own."""
+    missed, short = list(subject.missed), list(dict.fromkeys(subject.short))
+    if not (missed or short):
+        return answer
+    if short:
+        missed.append(f"for want of time, where a pass takes {subject.seen.seconds:.2g} s: {', '.join(short)}")
+    text = f"not measured: {'; '.join(missed)}"
+    advice = "give the check a larger budget" if short else ""
+    says = f"{answer.says} ({text})" if answer.status is Status.FINE else answer.says
+    finding = Finding("not_measured", Status.UNDECIDED, text, advice)
+    return dataclasses.replace(answer, says=says, findings=(*answer.findings, finding))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
+from depthgauge.checking.answers import Finding
 from depthgauge.checking.beginning import LEAST, REFERENCE, Begun, begin
 from depthgauge.checking.observing import Seen
-from depthgauge.workload import Training
+from depthgauge.foreign import contained, describe_error
+from depthgauge.workload import LoaderError, Training
 
 FIRST_STEPS = 60  # of the user's own, at most, that all questions share
 SHARE_OF_STEPS = 0.12  # of the whole time, that they may take
@@ -49,6 +51,9 @@ class Subject:
         seen: its first pass, at the weights as they are.
         clock: the time of the question that is being asked.
         budget: the whole time, in seconds.
+        found: by the question that is being asked: it stands where a later step of it fails.
+        missed: what that question did not measure, and why.
+        short: what it did not measure for want of time.
         tell: shows in words what is being done.
     """
 
@@ -65,10 +70,45 @@ class Subject:
         self.clock = clock
         self.budget = clock.seconds
         self.tell = tell
+        self.found: list[Finding] = []
+        self.missed: list[str] = []
+        self.short: list[str] = []
 
     def batches(self, count: int) -> list[Any]:
         """The first batches, at most `BATCHES`, and fewer where there are no more."""
         return self.training.first(min(count, BATCHES))
+
+    def part(self, what: str, work: Callable[[], Iterable[Finding]]) -> None:
+        """Take in what a part of a question finds, one by one; what it does not get to is missed, and costs no other.
+
+        Args:
+            what: it looks for, in words.
+            work: the part.
+
+        Raises:
+            LoaderError: there are no batches, for no part.
+        """
+        try:
+            with contained():
+                for each in work():
+                    self.found.append(each)
+        except LoaderError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's code, and hooks in it, may raise anything
+            self.missed.append(f"{what}: {describe_error(error)}")
+
+    def fits(self, passes: float, what: str, share: float = 1.0) -> bool:
+        """Tell whether so many passes fit into a share of the time that is left; what does not is `short`.
+
+        Args:
+            passes: forward and backward over the first batch.
+            what: they look for, in words.
+            share: of the time.
+        """
+        if passes * self.seen.seconds <= share * self.clock.left:
+            return True
+        self.short.append(what)
+        return False
 
     @cached_property
     def begun(self) -> Begun | None:

@@ -49,7 +49,8 @@ def ask(subject: Subject) -> Answer:
     """Answer it."""
     training = subject.training
     batches = subject.batches(LOOKED_AT)
-    findings = list(loader.read(batches, training.batches))
+    findings = subject.found
+    findings += loader.read(batches, training.batches)
     if len(batches) == LOOKED_AT and not findings and _one_class(batches):
         findings.extend(loader.read(subject.batches(103), training.batches))
     if any(finding.status is Status.BROKEN for finding in findings):  # such batches show no draw of the data

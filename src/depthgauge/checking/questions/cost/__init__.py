@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from depthgauge.checking.answers import Answer, Finding, Measure, most_severe, undecided
@@ -27,6 +28,8 @@ def ask(subject: Subject) -> Answer:
         return replace(answer, measure=Measure("time of a pass", 1e3 * seen.seconds, unit="ms", method="one pass"))
     end = clock.left * (1 - SHARE)
     found = timed.phases(training, STEPS, lambda: clock.left > end)
+    kept = subject.found
+    kept += filter(None, (saying.slow_loader(training, found), saying.anomaly_mode()))
     tables = {"phases": found.table()}
     fraction, place, reads = math.nan, None, 0
     missing = []
@@ -43,13 +46,9 @@ def ask(subject: Subject) -> Answer:
     savings = sorted(tries.all(), key=lambda each: each.expected)
     if savings:
         tables["tried"] = trying.table(savings)
-    findings = [
-        saying.slow_loader(training, found), saying.anomaly_mode(), saying.synchronizing(reads, found),
-        *map(saying.saving, savings),
-    ]  # fmt: skip
-    kept = tuple(each for each in findings if each is not None)
+    kept += filter(None, (saying.synchronizing(reads, found), *map(saying.saving, savings)))
     said = [*saying.summary(found, fraction, place), *missing, _largest(kept, savings, tries.skipped)]
-    return Answer("cost", TEXT, "; ".join(said), kept, saying.step_measure(found), tables)
+    return Answer("cost", TEXT, "; ".join(said), tuple(kept), saying.step_measure(found), tables)
 
 
 def _fraction(subject: Subject, found: timed.Phases) -> float:
@@ -61,7 +60,7 @@ def _fraction(subject: Subject, found: timed.Phases) -> float:
     return counted.flops / seconds / timed.peak(found.device, counted.dtype)
 
 
-def _largest(findings: tuple[Finding, ...], savings: list[trying.Saving], skipped: list[str]) -> str:
+def _largest(findings: Sequence[Finding], savings: list[trying.Saving], skipped: list[str]) -> str:
     """The largest saving in words, or what was tried in vain."""
     if (most := most_severe(findings)) is not None:
         return "what would save most: " + ", ".join(filter(None, (most.advice, most.expected)))

@@ -72,7 +72,7 @@ _ONE_FACT = {"negated_loss": "pushed_away", "padding_scored": "padding_counts", 
 def ask(subject: Subject) -> Answer:
     """Answer it."""
     seen = subject.seen
-    timely = subject.clock.left > seen.seconds
+    timely = subject.fits(1, "what reaches the first weights, and what drops or normalizes")
     passed = passing.make(subject.training, seen.batch) if timely else passing.Passed()
     read = batches.read(subject)
     terms = seen.graph.terms
@@ -91,7 +91,8 @@ def ask(subject: Subject) -> Answer:
         stored.findings(subject), smallest.findings(subject), addends.findings(subject), pulling.findings(subject),
         fitting.findings(subject, fitted),
     ]  # fmt: skip
-    found = _those_of(asked)
+    _take(subject, asked)
+    found = subject.found
     twice = [each for each in found if each.kind == "double_softmax"][1:]
     found = [each for each in found if each not in twice]
     less = {_ONE_FACT[each.kind] for each in found if each.kind in _ONE_FACT}
@@ -100,21 +101,20 @@ def ask(subject: Subject) -> Answer:
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
 
 
-def _those_of(asked: Iterable[Iterable[Finding]]) -> list[Finding]:
-    """What trials find; where the user's code refuses what one gives it, that is told, and costs no other trial."""
-    found: list[Finding] = []
+def _take(subject: Subject, asked: Iterable[Iterable[Finding]]) -> None:
+    """Take in what trials find; where the user's code refuses what one gives it, that is told, and costs no other."""
     refused: list[str] = []
     for each in asked:
         try:
-            found.extend(each)
+            subject.found.extend(each)
         except WorkloadError:
             raise
         except Exception as error:  # noqa: BLE001 - the user's code, of examples in another order or number
             refused.append(describe_error(error))
     if refused:
         text = f"trials that raised, given examples in another order or number, and tell nothing: {len(refused)}"
-        found.append(Finding("refused_trials", Status.FINE, f"{text}; the first with {refused[0]}", where=("batches",)))
-    return found
+        text += f"; the first with {refused[0]}"
+        subject.found.append(Finding("refused_trials", Status.FINE, text, where=("batches",)))
 
 
 def _says(subject: Subject, found: list[Finding], fitted: fitting.Fit) -> str:

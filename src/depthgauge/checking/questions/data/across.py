@@ -58,7 +58,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     count = nested.rows(batch)
     if count is None or count < FEWEST or isinstance(training.model, torch.jit.ScriptModule):
         return
-    if subject.clock.left < 2 * subject.seen.seconds:
+    if not subject.fits(2, "numbers of examples that meet another dimension"):
         return
     with training.untouched(), Within(training.model) as within:
         watch = _Watch(within, count - 1)

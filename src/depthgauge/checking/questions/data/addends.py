@@ -138,12 +138,12 @@ def parts(training: Training, batch: Any) -> list[Part]:
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield what is found of a loss of two parts or more."""
     training, batch = subject.training, subject.seen.batch
-    if subject.clock.left < 12 * subject.seen.seconds or not math.isfinite(subject.seen.loss):
+    if not math.isfinite(subject.seen.loss) or not subject.fits(12, "parts of the loss"):
         return
     with training.untouched():
         _, found = added(training, batch)
         count = len(found)
-        if not 2 <= count <= MOST or subject.clock.left < 2 * count * subject.seen.seconds:
+        if not 2 <= count <= MOST or not subject.fits(2 * count, "parts of the loss"):
             return
         del found
         whole = parts(training, batch)

@@ -118,7 +118,7 @@ def watched(subject: Subject, moved: int = -1, by: float = 0.0) -> tuple[list[Ca
 
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield what loss functions get that they do not take."""
-    if subject.clock.left < 4 * subject.seen.seconds:
+    if not subject.fits(4, "what loss functions get"):
         return
     with subject.training.untouched():
         calls, loss = watched(subject)

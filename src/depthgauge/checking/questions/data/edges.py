@@ -99,7 +99,7 @@ def _ones(shares: Tensor, index: Tensor) -> float:
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield the finding where weights are shared out at the other end."""
     training = subject.training
-    if isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 3 * subject.seen.seconds:
+    if isinstance(training.model, torch.jit.ScriptModule) or not subject.fits(3, "attention over the edges of a graph"):
         return
     with training.untouched(), random_states_kept(), Within(training.model) as within:
         training.model.eval()  # dropout would change the sums

@@ -57,7 +57,9 @@ class _Watch(TorchFunctionMode):
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield what drops values although the model is in evaluation mode."""
     training = subject.training
-    if isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 2 * subject.seen.seconds:
+    if isinstance(training.model, torch.jit.ScriptModule) or not subject.fits(
+        2, "what drops values in evaluation mode"
+    ):
         return
     with training.untouched(), random_states_kept(), Within(training.model) as within:
         watch = _Watch(within)

@@ -104,7 +104,7 @@ def fit(subject: Subject) -> Fit:
     training = subject.training
     attempts: list[Attempt] = []
     batch, seconds = _cut(subject)
-    if subject.clock.left < LEAST * seconds:
+    if not subject.fits(LEAST * seconds / max(subject.seen.seconds, 1e-9), "whether it can fit one batch"):
         return Fit(nested.rows(batch), ())
     with training.untouched():
         start = moved(subject, batch)

@@ -41,7 +41,7 @@ KINDS = {
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield the finding where a model looks at a part of its first batch alone."""
     filled, batches = subject.seen.filled, subject.batches(2) if subject.seen.filled else []
-    if len(batches) < 2 or subject.clock.left < PASSES * subject.seen.seconds:
+    if len(batches) < 2 or not subject.fits(PASSES, "what a model keeps of its first batch"):
         return
     first, second = batches
     with attributes_kept(subject.training), subject.training.untouched():

@@ -18,7 +18,7 @@ KINDS = {**meaning.KINDS, **axes.KINDS, **floors.KINDS}
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield what is found with the model's outputs caught, and others in their place."""
     training, seen = subject.training, subject.seen
-    if subject.clock.left < PASSES * seen.seconds or not math.isfinite(seen.loss):
+    if not math.isfinite(seen.loss) or not subject.fits(PASSES, "the loss of other outputs"):
         return
     with training.untouched():
         outputs = caught(training, seen.batch)

@@ -76,7 +76,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     parts, terms = dict(nested.tensors(batch)), subject.seen.graph.terms
     found = [each for place, tensor in parts.items() if (each := padded(place, tensor, known)) is not None]
     found.sort(key=lambda each: not targeted(each.place, parts, terms, batch))  # of two sides the one that is scored
-    if not found or subject.clock.left < 8 * subject.seen.seconds:
+    if not found or not subject.fits(8, "padding"):
         return
     with subject.training.untouched():
         subject.training.model.eval()

@@ -47,7 +47,9 @@ KINDS = {
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield what is found about outputs and the targets that they are held against."""
     training, whole = subject.training, subject.seen.batch
-    if isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 12 * subject.seen.seconds:
+    if isinstance(training.model, torch.jit.ScriptModule) or not subject.fits(
+        12, "outputs and the targets that they are held against"
+    ):
         return  # whose calls cannot be hooked
     with training.untouched():
         training.model.eval()

@@ -39,7 +39,7 @@ KINDS = {
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield the finding where labels stand beside what they tell of."""
     training = subject.training
-    if isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 10 * subject.seen.seconds:
+    if isinstance(training.model, torch.jit.ScriptModule) or not subject.fits(10, "labels out of the model's sight"):
         return
     found = _sequences(subject)
     if found is None:

@@ -18,7 +18,7 @@ SHARE = 0.05  # of the time, for reading the batches of an epoch
 
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield that the loss of the smallest batch is not finite, where that of the first is."""
-    if subject.clock.left < 2 * subject.seen.seconds or not math.isfinite(subject.seen.loss):
+    if not math.isfinite(subject.seen.loss) or not subject.fits(2, "the loss of the smallest batch"):
         return
     taken = subject.batches(min(MOST, max(5, subject.clock.count(subject.seen.seconds, MOST, SHARE))))
     sizes = [nested.examples(batch) for batch in taken]

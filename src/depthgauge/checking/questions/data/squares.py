@@ -105,7 +105,11 @@ def findings(subject: Subject, found: str) -> Iterator[Finding]:
         found: what `Squares` found.
     """
     training, batch = subject.training, subject.seen.batch
-    if not found or isinstance(training.model, torch.jit.ScriptModule) or subject.clock.left < 3 * subject.seen.seconds:
+    if (
+        not found
+        or isinstance(training.model, torch.jit.ScriptModule)
+        or not subject.fits(3, "numbers of examples that meet all in all")
+    ):
         return
     with training.untouched(), Within(training.model) as within:
         loss = _value(subject, nullcontext())

@@ -41,7 +41,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     training, count = subject.training, subject.seen.examples
     if count is None or count < 2 or not subject.seen.loss:
         return
-    power = _power(training, subject.seen.batch) if subject.clock.left >= 6 * subject.seen.seconds else None
+    power = _power(training, subject.seen.batch) if subject.fits(6, "whether the loss is a sum over examples") else None
     if power == -1:
         yield _divided(subject.seen.loss, count)
     if power != 1:

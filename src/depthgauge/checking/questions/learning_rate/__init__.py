@@ -69,15 +69,16 @@ def ask(subject: Subject) -> Answer:
     if training.optimizer is None:
         return undecided(QUESTION.id, QUESTION.text, "without an optimizer there is no learning rate to be judged")
     rates = Rates.of(training.optimizer)
-    settings: tuple[Finding, ...] = tuple(groups.read(training, rates, subject.seen.gradients))
-    settings += tuple(groups.maximizes(training, subject.seen))
+    settings = subject.found
+    settings += groups.read(training, rates, subject.seen.gradients)
+    settings += groups.maximizes(training, subject.seen)
     if not rates.largest:
         return _at_zero(settings)
     if why := _untried(subject, rates):
         return _unmeasured(settings, why)
     walked = _walked(subject, rates)
     long = any(each.kind in {"momentum", "betas", "dampened"} for each in settings)
-    settings += tuple(each for each in stepping.findings(walked) if not (long and each.kind == "endless_sum"))
+    settings += (each for each in stepping.findings(walked) if not (long and each.kind == "endless_sum"))
     if not max(rates.present) and schedules.unsteered(training.optimizer, rates, walked.rates):
         finding = schedules.idle(rates, walked.steps)
         return Answer(QUESTION.id, QUESTION.text, finding.text, (finding, *settings), finding.measure)
@@ -96,14 +97,14 @@ def ask(subject: Subject) -> Answer:
     clock = subject.clock.part(share)
     rungs = ladder.climb(training, rates, batches, steps, lambda took: clock.left > steps * max(second, took))
     if schedules.unsteered(training.optimizer, rates, walked.rates):
-        settings += tuple(schedules.low(training, rates, batches, rungs, walked.steps))
+        settings += schedules.low(training, rates, batches, rungs, walked.steps)
     moves = rates.scheduled or walked.rates not in {(), rates.present}
     if moves and subject.clock.left > 4 * kinds.SCHEDULED * second:
-        settings += tuple(schedules.ended(training, rates, batches))
+        settings += schedules.ended(training, rates, batches)
     told = any(each.kind == "decay_dominates" for each in settings)
     if not told and decaying.asked(training, rates) and subject.clock.left > 3 * decaying.STEPS * second:
-        settings += tuple(decaying.findings(training, rates, batches, rungs))
-    return _climbed(subject, settings, rates, rungs, begun)
+        settings += decaying.findings(training, rates, batches, rungs)
+    return _climbed(subject, rates, rungs, begun)
 
 
 def _untried(subject: Subject, rates: Rates) -> str:
@@ -135,12 +136,10 @@ def _fitting(subject: Subject, second: float, share: float, most: int) -> int:
     return min(most, subject.clock.count(second, RUNGS * (most + EVALUATION), share) // RUNGS - EVALUATION)
 
 
-def _climbed(
-    subject: Subject, settings: Sequence[Finding], rates: Rates, rungs: ladder.Ladder, begun: Begun | None
-) -> Answer:
+def _climbed(subject: Subject, rates: Rates, rungs: ladder.Ladder, begun: Begun | None) -> Answer:
     """The answer once rates were tried: a range test, the sharpness, and what follows."""
     if len(rungs.rungs) == 1 and math.isfinite(rungs.here.fall):
-        return _unmeasured(settings, f"steps took {rungs.here.seconds:.2g} s, which left no time for other rates")
+        return _unmeasured(subject.found, f"steps took {rungs.here.seconds:.2g} s, which left no time for other rates")
     training, batches = subject.training, subject.batches(ladder.BATCHES)
     second = float(np.median([rung.seconds for rung in rungs.rungs]))
     stable = stability(training, rates, batches, subject.clock.count(A_PRODUCT * second, 30, SHARES["sharpness"]))
@@ -154,7 +153,8 @@ def _climbed(
     grown = _grown(subject, rates, rungs, second)
     suggested = _suggested(subject, rates, rungs, second)
     seen = Evidence(rates, rungs, begun, already, suggested, more, _game(subject), grown)
-    findings = [*settings, *judged(seen)]
+    findings = subject.found
+    findings += judged(seen)
     if not any(finding.kind in {"diverges", "rate_too_large", "no_progress"} for finding in findings):
         findings.extend(warmed(training, rates, batches, rungs))
     return Answer(

@@ -53,7 +53,7 @@ class _Asked:
     """
 
     subject: Subject
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
     missed: list[str] = field(default_factory=list)
     fmt: str = "bfloat16"
     present: bool = False
@@ -80,7 +80,7 @@ class _Asked:
 
 def ask(subject: Subject) -> Answer:
     """Answer it."""
-    asked = _Asked(subject)
+    asked = _Asked(subject, subject.found)
     with passes.quiet(), passes.eager():
         asked.attempt("operators", WATCHING, lambda: _operators(asked))
         asked.attempt("ranges", 2, lambda: _ranges(asked))

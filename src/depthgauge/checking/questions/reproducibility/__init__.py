@@ -47,7 +47,7 @@ class _Asked:
     """What has been found so far."""
 
     subject: Subject
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
     said: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class _Asked:
 
 def ask(subject: Subject) -> Answer:
     """Run the first steps twice, replace an example and a token, and cut the batch."""
-    asked = _Asked(subject)
+    asked = _Asked(subject, subject.found)
     parts: dict[str, Callable[[_Asked], None]] = {
         "two equal runs": _repeated, "seeds in a step": _reseeded, "examples of one batch": _mixed,
         "parts of a batch": _accumulated
@@ -118,11 +118,11 @@ def _repeated(asked: _Asked) -> None:
 
 def _reseeded(asked: _Asked) -> None:
     """Generators that a step sets to one state, and a loader whose generator nobody has set to any."""
-    found = list(ordering.findings(asked.subject))
-    if asked.fits(2 * len(reseeding.SEEDS)):
-        found += reseeding.findings(asked.subject)
-    asked.findings += found
-    asked.said += [each.text for each in found]
+    for part in (ordering, reseeding):
+        if part is ordering or asked.subject.fits(2 * len(reseeding.SEEDS), "seeds in a step"):
+            for each in part.findings(asked.subject):
+                asked.findings.append(each)
+                asked.said.append(each.text)
 
 
 def _mixed(asked: _Asked) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -52,6 +54,16 @@ MORE = 24  # batches, at most, in which a parameter without gradient is looked f
 STEPS = 10  # of the training's own before it is looked at again: what begins at zero opens in one or two
 ANEW = 30  # more, where all examples look alike by then: a codebook that follows means chooses anew within 20
 COST = 4.0  # a pass that is looked at, in passes
+_OF_WIRING = {
+    "parameters without gradient": absent.findings, "what the optimizer holds": holding.findings,
+    "frozen layers": frozen.findings, "weights that were never loaded": unloaded.findings,
+    "weights that are copies": tied.findings,
+}  # fmt: skip
+_ALIKE = {
+    "methods that autograd never calls": own_backward.findings, "towers that are copies": copies.findings,
+    "examples that look alike": alike.findings,
+}  # fmt: skip
+_WATCHED = "what passes through attention, softmax and recurrent cells"
 TRIALS = 5  # the weights as they are, three remedies, and what is measured beside
 RATIO = "gradient at the first layers over that at the last"
 
@@ -88,17 +100,17 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     if later.passed is None:
         _open(subject.training, now, others)
     wiring = Wiring(subject.training, now, later.passed, others, subject.seen.batch)
-    found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
-    found += [
-        *frozen.findings(wiring),
-        *unloaded.findings(wiring),
-        *tied.findings(wiring),
-        *later.equal,
-        *_averages(subject),
-        *_seen_alike(subject),
-    ]
-    watched, turned = _watched(subject, others)
-    found += [*turned, *(telling.findings(subject.training.model, watched, later.watched) if watched else ())]
+    found = subject.found
+    subject.part("where what is not finite begins", lambda: _nonfinite(subject, now))
+    for what, part in _OF_WIRING.items():
+        subject.part(what, functools.partial(part, wiring))
+    found += later.equal
+    _averages(subject)
+    for what, look in _ALIKE.items():
+        subject.part(what, functools.partial(look, subject))
+    watched = _watched(subject, others)
+    if watched is not None:
+        subject.part(_WATCHED, lambda: telling.findings(subject.training.model, watched, later.watched))
     found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)
     depth = _depth(subject, sound=not any(each.kind == "nonfinite" for each in found))
     if isinstance(depth, Finding):
@@ -107,7 +119,8 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     if depth and not any(each.kind == "saturated_units" for each in found):
         found += passed_by.of_clipped(now.units, later.passed.units if later.passed else None, depth)
     passage = list(passed_by.of_depth(depth, later.passage) if depth else ())
-    found += _changed(subject, [*found, *passage])
+    if not any(_is_fault(each) for each in (*found, *passage)):  # which would say why
+        subject.part("first steps with one thing changed", lambda: one_change.findings(subject))
     found += _advised(passage, found)
     if not any(each.requires_grad for each in subject.training.model.parameters()):
         found.append(Finding("not_measured", Status.UNDECIDED, "no parameter of the model trains", where=("model",)))
@@ -118,40 +131,18 @@ def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
 
 def _advised(passage: Iterable[Finding], found: list[Finding]) -> list[Finding]:
     """Findings of the passage, less wishes where a fault was found that may be their reason."""
-    wrong = any(KINDS[each.kind].nature == "fault" for each in found if each.kind in KINDS)
-    return [each for each in passage if not (wrong and KINDS[each.kind].nature == "opportunity")]
+    wrong = any(map(_is_fault, found))
+    return [each for each in passage if not (wrong and QUESTION.all_kinds[each.kind].nature == "opportunity")]
 
 
-def _changed(subject: Subject, found: list[Finding]) -> list[Finding]:
-    """What trials show in which one thing is changed, where no fault is known that says why."""
-    if any(KINDS[each.kind].nature == "fault" for each in found if each.kind in KINDS):
-        return []
-    try:
-        with contained():
-            return list(one_change.findings(subject))
-    except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
-        return []
+def _is_fault(finding: Finding) -> bool:
+    return finding.kind in KINDS and KINDS[finding.kind].nature == "fault"
 
 
-def _averages(subject: Subject) -> list[Finding]:
-    if 2 * averages.STEPS * subject.seen.seconds > subject.clock.left:
-        return []
-    try:
-        return list(averages.findings(subject.training))
-    except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
-        return []
-
-
-def _seen_alike(subject: Subject) -> list[Finding]:
-    """Methods that autograd never calls, towers that are copies, and examples of which nothing is seen."""
-    found: list[Finding] = []
-    for part in (own_backward, copies, alike):
-        try:
-            with contained():
-                found += part.findings(subject)
-        except Exception:  # noqa: BLE001, S112 - hooks in a user's module may meet anything; the other findings stand
-            continue
-    return found
+def _averages(subject: Subject) -> None:
+    what = "averages of the weights"
+    if averages.may_follow(subject.training) and subject.fits(2 * averages.STEPS, what):
+        subject.part(what, lambda: averages.findings(subject.training))
 
 
 # -- passes ------------------------------------------------------------------------------------------------------------
@@ -192,51 +183,62 @@ def _open(training: Training, passed: Passed, others: dict[str, Tensor]) -> None
 
 def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
     """The same after a few steps of the training's own."""
-    training = subject.training
-    steps = subject.clock.count(2 * subject.seen.seconds, STEPS, 0.25)
-    if training.optimizer is None or steps < 2:
+    training, what = subject.training, "the same after the first steps"
+    if training.optimizer is None or not subject.fits(4, what, 0.25):
         return Later()
+    steps = max(2, subject.clock.count(2 * subject.seen.seconds, STEPS, 0.25))
     batches = subject.batches(2)
-    with training.untouched(), contained():
-        before = {name: each.detach().clone() for name, each in training.model.named_parameters()}
+    with training.untouched():
         try:
-            made = go_on(training, steps, lambda: bool(subject.clock.left))
-            passed = Passed()
-            passing.go(training, batches, passed, others=others)
-        except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
+            with contained():
+                return _stepped(subject, batches, steps, others)
+        except Exception as error:  # noqa: BLE001 - a step is the user's code
+            subject.missed.append(f"{what}: {describe_error(error)}")
             return Later()
-        after = dict(training.model.named_parameters())
-        moved = any(not torch.equal(before[name], each.detach()) for name, each in after.items())
-        if not moved:  # with a rate of 0, what begins closed stays closed
-            passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
-            passing.go(training, batches[:1], passed, others=others, units=False)
-        same = tuple(equal.findings(training.model, before, passed)) if moved else ()
-        try:
-            watched = watching.watch(training, batches[:1])
-        except Exception:  # noqa: BLE001 - what is watched is not asked of every module: the other findings stand
-            watched = None
-        try:
+
+
+def _stepped(subject: Subject, batches: Sequence[Any], steps: int, others: dict[str, Tensor]) -> Later:
+    """Make the steps and look; within `untouched()`."""
+    training = subject.training
+    before = {name: each.detach().clone() for name, each in training.model.named_parameters()}
+    made = go_on(training, steps, lambda: bool(subject.clock.left))
+    passed = Passed()
+    passing.go(training, batches, passed, others=others)
+    after = dict(training.model.named_parameters())
+    moved = any(not torch.equal(before[name], each.detach()) for name, each in after.items())
+    if not moved:  # with a rate of 0, what begins closed stays closed
+        passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
+        passing.go(training, batches[:1], passed, others=others, units=False)
+    same = tuple(equal.findings(training.model, before, passed)) if moved else ()
+    try:
+        watched = watching.watch(training, batches[:1])
+    except Exception:  # noqa: BLE001 - what is watched is not asked of every module: the other findings stand
+        watched = None
+    try:
+        passage = depth_of.passage(training, batches[:1])
+        if passed_by.is_collapsed(passage):
+            go_on(training, ANEW, lambda: subject.clock.left > 0)
             passage = depth_of.passage(training, batches[:1])
-            if passed_by.is_collapsed(passage):
-                go_on(training, ANEW, lambda: subject.clock.left > 0)
-                passage = depth_of.passage(training, batches[:1])
-        except Exception:  # noqa: BLE001 - as above; `_depth` says so
-            passage = None
+    except Exception:  # noqa: BLE001 - as above; `_depth` says so
+        passage = None
     return Later(passed, made, same, passage, watched)
 
 
-def _watched(subject: Subject, others: dict[str, Tensor]) -> tuple[Watched | None, tuple[Finding, ...]]:
-    """What watched passes show at the weights as they are, and parts whose gradient is reversed."""
+def _watched(subject: Subject, others: dict[str, Tensor]) -> Watched | None:
+    """What watched passes show at the weights as they are; parts whose gradient is reversed are looked for, too."""
     training = subject.training
-    batches = subject.batches(subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.25))
-    if not batches:
-        return None, ()
-    try:
-        with training.untouched(), contained():
-            watched = watching.watch(training, batches, others.values())
-            return watched, tuple(reversing.findings(training, batches))
-    except Exception:  # noqa: BLE001 - as above
-        return None, ()
+    if not subject.fits(COST, _WATCHED, 0.25):
+        return None
+    batches = subject.batches(max(1, subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.25)))
+    watched = None
+    with training.untouched():
+        try:
+            with contained():
+                watched = watching.watch(training, batches, others.values())
+        except Exception as error:  # noqa: BLE001 - hooks in a user's module may meet anything
+            subject.missed.append(f"{_WATCHED}: {describe_error(error)}")
+        subject.part("parts whose gradient is reversed", lambda: reversing.findings(training, batches))
+    return watched
 
 
 def _nonfinite(subject: Subject, passed: Passed) -> Iterator[Finding]:

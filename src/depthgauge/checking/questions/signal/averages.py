@@ -91,6 +91,12 @@ def findings(training: Training) -> Iterator[Finding]:
             yield _told("no_average", each, "are those after each step: the share that is kept is 0", "keeps")
 
 
+def may_follow(training: Training) -> bool:
+    """Tell whether the training has weights that may follow others by an average."""
+    modules = [each for _, each in within(training.loss) if isinstance(each, nn.Module)]
+    return training.optimizer is not None and bool(_followers(training, modules))
+
+
 def _told(kind: str, follower: _Follower, what: str, share: str) -> Finding:
     return Finding(
         kind, Status.BROKEN,

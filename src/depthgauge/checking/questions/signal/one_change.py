@@ -37,14 +37,13 @@ class _Trials:
     def __init__(self, subject: Subject) -> None:
         self.training = subject.training
         self.batches = subject.batches(4)
-        self._clock = subject.clock
-        self._second = 2 * subject.seen.seconds
+        self._fits = subject.fits
         self.steps = remedies.STEPS
         self._plain: dict[int, Trial] = {}
 
-    def fits(self, times: int = 1) -> bool:
+    def fits(self, what: str, times: int = 1) -> bool:
         """Tell whether there is time for the steps as they are and with a change, so many times as many."""
-        return self._clock.count(self._second, 2 * times * self.steps, 0.6) >= 2 * times * self.steps
+        return self._fits(2 * 2 * times * self.steps, what, 0.6)
 
     def plain(self, times: int = 1) -> Trial:
         """The steps from the weights as they are."""
@@ -94,7 +93,7 @@ def _cut(_subject: Subject, trials: _Trials) -> Iterator[Finding]:
     if chain < cutting.CUT:
         return
     for times in (1, remedies.LONGER):
-        if not trials.fits(times):
+        if not trials.fits("the steps with the gradient of a cut state let through", times):
             return
         whole = trials.with_("the gradient let through", None, cutting.Through(), times)
         if not remedies.better(whole, trials.plain(times)):
@@ -112,7 +111,7 @@ def _cut(_subject: Subject, trials: _Trials) -> Iterator[Finding]:
 def _multiplied(_subject: Subject, trials: _Trials) -> Iterator[Finding]:
     """Blocks that hand on a multiple of what they get."""
     blocks = skips.multiplying(trials.training, trials.batches[0])
-    if not blocks or not trials.fits():
+    if not blocks or not trials.fits("the steps with blocks that hand on once what they get"):
         return
     once = trials.with_(f"x handed on once by {len(blocks)} blocks", lambda model: skips.laid_once(model, blocks))
     if remedies.lower(once, trials.plain()) and remedies.way(once, trials.plain()) < WAY:
@@ -145,7 +144,7 @@ def _far(subject: Subject, trials: _Trials) -> Iterator[Finding]:
         seed_globals(0, Purpose.DROPOUT)
         near = float(np.mean(losses(trials.training, trials.batches)))
     start, end = float(np.mean(begun.before)), float(np.mean(begun.after))
-    if not start > FAR * near > 0 or not end > near or not trials.fits():
+    if not start > FAR * near > 0 or not end > near or not trials.fits("the steps with scores of unit size"):
         return
     scaled = trials.with_("scores of unit size", None, Scaled(1 / size))
     if remedies.better(scaled, trials.plain()) and remedies.way(scaled, trials.plain()) < remedies.HELD:
@@ -172,7 +171,7 @@ def _drawn(subject: Subject, trials: _Trials) -> Iterator[Finding]:
     if not math.isfinite(start) or start - end > LITTLE * abs(start):
         return
     apart = _apart(trials.training)
-    if not apart or not trials.fits(remedies.LONGER):
+    if not apart or not trials.fits("the steps with layers that are drawn anew", remedies.LONGER):
         return
     new = trials.with_("the weights that torch draws", lambda model: _draw(model, apart))
     if not remedies.better(new, trials.plain()) or remedies.way(new, trials.plain()) >= remedies.HELD:
