@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -140,18 +140,35 @@ def _optimizer(spec: str, model: Any, asked: Mapping[str, Any], purpose: str) ->
 # -- a factory that brings all along -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class _Moved:
-    """Batches on another device than they come from."""
+    """Batches on another device than they come from; of all else it says what they say."""
 
-    batches: Any
-    device: str
+    def __init__(self, batches: Any, device: str) -> None:
+        self.batches = batches
+        self.device = device
 
     def __iter__(self) -> Iterator[Any]:
-        from depthgauge.workload import moved
+        return _all_moved(self.batches, self.device)
 
-        for batch in self.batches:
-            yield moved(batch, self.device)
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "batches":  # which a copy has none of at first
+            raise AttributeError(name)
+        return getattr(self.batches, name)
+
+
+def _all_moved(batches: Any, device: str) -> Iterator[Any]:
+    """What they hold, on a device."""
+    from depthgauge.workload import moved
+
+    return map(partial(moved, device=device), batches)
+
+
+def _on(batches: Any, device: str) -> Any:
+    """The batches on a device: an iterator stays one, which goes on where it is."""
+    return _all_moved(batches, device) if isinstance(batches, Iterator) else _Moved(batches, device)
 
 
 def own(spec: str, asked: Input | None, device: str | None) -> Training:
@@ -190,4 +207,4 @@ def own(spec: str, asked: Input | None, device: str | None) -> Training:
         return made
     if where is None:
         return made
-    return Training(made.model, _Moved(made.batches, where), made.loss, made.optimizer)
+    return Training(made.model, _on(made.batches, where), made.loss, made.optimizer)
