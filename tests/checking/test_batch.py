@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from depthgauge.checking import Answer, check
 from depthgauge.checking.questions import batch as question
-from depthgauge.checking.questions.batch import loader
+from depthgauge.checking.questions.batch import loader, norms
+from depthgauge.workload import Training
 
 
 def examples(count: int = 640, *, order: str = "shuffled") -> tuple[Tensor, Tensor]:
@@ -105,6 +106,19 @@ def test_a_last_batch_of_one_example_is_found_with_batch_normalization() -> None
     assert "last_batch" in kinds_of(asked(net(norm=True), DataLoader(data, batch_size=16)))
     assert "last_batch" not in kinds_of(asked(net(norm=True), DataLoader(data, batch_size=16, drop_last=True)))
     assert "last_batch" not in kinds_of(asked(net(), DataLoader(data, batch_size=16)))
+
+
+@pytest.mark.parametrize(("places", "where"), [(4, ()), (1, ("1",))])
+def test_one_image_has_a_variance_where_it_has_places(places: int, where: tuple[str, ...]) -> None:
+    images = torch.randn(33, 2, 3 * places, 3 * places)
+    drawn = DataLoader(TensorDataset(images, torch.randint(2, (33,))), batch_size=16)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    found = list(norms.read(Training(model, drawn), next(iter(drawn)), drawn))
+    assert [each.where for each in found] == [("batches", *where)] * bool(where)
+    if not where:
+        model(images[32:])  # which it does not refuse
 
 
 def test_a_batch_far_above_the_noise_scale_is_an_opportunity() -> None:

@@ -28,7 +28,9 @@ KINDS = {
         f" below 2 at 8)",
     ),
     "last_batch": Kind(
-        "fault", "the last batch of an epoch holds one example, whose batch statistics have no variance"
+        "fault",
+        "the last batch of an epoch holds one example, of which a batch normalization has one number a channel: it"
+        " raises there; where it has more, as of an image's places, it is none",
     ),
 }
 
@@ -52,14 +54,14 @@ def read(training: Training, batch: Any, loader: Any) -> Iterator[Finding]:
     counts = _counts(training, names, batch)
     if counts:
         yield from _small(counts)
-    rest = _last(loader)
-    if rest == 1:
+    first, rest = _sizes(loader)
+    single = [name for name, (_, numbers) in counts.items() if numbers <= first]
+    if rest == 1 and single:
         yield Finding(
             "last_batch", Status.BROKEN,
-            "the last batch of an epoch holds one example: batch normalization has no variance there, and raises"
-            " where it"
-            " has one number a channel",
-            "leave it out: DataLoader(..., drop_last=True)", "every batch has statistics", ("batches", *names[:5]),
+            f"the last batch of an epoch holds one example, of which batch normalization ({listed(single)}) has one"
+            " number a channel: it has no variance, and raises",
+            "leave it out: DataLoader(..., drop_last=True)", "every batch has statistics", ("batches", *single[:5]),
             Measure("examples of the last batch", 1, unit="examples"),
         )  # fmt: skip
 
@@ -102,11 +104,13 @@ def _counts(training: Training, names: list[str], batch: Any) -> dict[str, tuple
     return found
 
 
-def _last(loader: Any) -> int | None:
-    """Examples of an epoch's last batch, where a loader says so; None where it does not."""
+def _sizes(loader: Any) -> tuple[int, int]:
+    """Examples of an epoch's first batch and of its last, where a loader says so; 0 where it does not."""
     size, drop = getattr(loader, "batch_size", None), getattr(loader, "drop_last", True)
     try:
         count = len(loader.sampler)
     except Exception:  # noqa: BLE001 - a stranger's loader
-        return None
-    return (count % size or size) if isinstance(size, int) and size > 1 and not drop else None
+        return 0, 0
+    if not isinstance(size, int) or size < 2 or drop:
+        return 0, 0
+    return min(size, count), count % size or size
