@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
+import sys
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
@@ -175,6 +177,21 @@ def test_a_loader_without_a_seed(order: Callable[[int], Any], unseeded: bool) ->
     found = list(ordering.findings(subject(training)))
     assert kinds(iter(found)) == ["unseeded"] * unseeded
     assert all(each.where == ("batches",) for each in found)
+
+
+def test_the_user_s_profile_goes_on() -> None:
+    training = Training(nn.Linear(WIDE, 3), Drawn(lambda count: np.random.default_rng().permutation(count)))
+    asked, profile = subject(training), cProfile.Profile()
+    profile.enable()
+    try:
+        before = sys.getprofile()
+        found = list(ordering.findings(asked))
+        assert sys.getprofile() is before
+    finally:
+        profile.disable()
+    handed_out = before is None or callable(before)  # from Python 3.12 on
+    assert kinds(iter(found)) == ["unseeded"] * handed_out
+    assert len(asked.missed) == (not handed_out)
 
 
 def anew() -> torch.Generator:

@@ -41,6 +41,9 @@ def findings(subject: Subject) -> Iterator[Finding]:
     workers: object = getattr(batches, "num_workers", None)
     if isinstance(batches, Iterator) or workers:  # it cannot begin anew, or takes long to
         return
+    if not _can_be_set(sys.getprofile()):
+        subject.missed.append("a loader that draws numbers without a seed: a profiler is at work, which would end")
+        return
     began, most = time.perf_counter(), SHARE * subject.clock.left
     read: list[tuple[int, ...]] = []
     drew = False
@@ -58,6 +61,11 @@ def findings(subject: Subject) -> Iterator[Finding]:
             "let the loader draw from torch's generator, or from one that you seed (np.random.default_rng(seed))",
             "a seed then repeats a run", ("batches",), Measure("readings of the loader that differ", READINGS),
         )  # fmt: skip
+
+
+def _can_be_set(profiler: object) -> bool:
+    """Tell whether it can be put back: cProfile's, in Python 3.11 and before, is handed out as what cannot be called."""
+    return profiler is None or callable(profiler)
 
 
 @contextmanager
