@@ -198,11 +198,15 @@ class Training:
                 f"Training takes one torch.optim.Optimizer, not a {kind}: pass the one that updates the weights"
             )
 
-    def first(self, count: int = 1) -> list[Any]:
+    def first(self, count: int = 1, going: Callable[[], bool] = lambda: True) -> list[Any]:
         """The first batches, as a loop over them would get them; fewer where there are no more.
 
         What was taken of an iterator is kept, so that the next call begins with the same ones. Random states are left
         as they were, also where a loader shuffles.
+
+        Args:
+            count: how many, at most.
+            going: asked after each batch that is read whether to go on; fewer are returned where it says no.
 
         Raises:
             WorkloadError: there is not even one, or the loader raises.
@@ -210,14 +214,24 @@ class Training:
         with random_states_kept(generators_of(self.batches)):
             try:
                 if isinstance(self.batches, Iterator):
-                    self._taken.extend(itertools.islice(self.batches, max(0, count - len(self._taken))))
+                    more = max(0, count - len(self._taken))
+                    self._taken.extend(itertools.islice(_while(self.batches, going), more))
                 elif len(self._taken) < count:
-                    self._taken[:] = itertools.islice(self.batches, count)
+                    read = list(itertools.islice(_while(self.batches, going), count))
+                    self._taken[:] = max(read, self._taken, key=len)
             except Exception as error:
                 raise LoaderError(f"its batches cannot be read: {describe_error(error)}") from error
         if count and not self._taken:
             raise WorkloadError("its batches are empty: there is nothing to train on")
         return self._taken[:count]
+
+    def known(self, count: int) -> list[Any]:
+        """The first of the batches that were read already; where none was, as many are read.
+
+        Raises:
+            WorkloadError: as `first`.
+        """
+        return self._taken[:count] or self.first(count)
 
     def stream(self) -> Iterator[Any]:
         """The batches as a loop over them would get them, over and over.
@@ -296,6 +310,13 @@ class Training:
     def modules(self) -> list[nn.Module]:
         """The model, and the loss where it is a module."""
         return [part for part in (self.model, self.loss) if isinstance(part, nn.Module)]
+
+
+def _while(batches: Iterable[Any], going: Callable[[], bool]) -> Iterator[Any]:
+    for batch in batches:
+        yield batch
+        if not going():
+            return
 
 
 @contextmanager

@@ -201,7 +201,8 @@ def test_everything_is_left_as_it_was() -> None:
 def test_a_step_that_is_longer_than_its_time_says_so() -> None:
     ticks = itertools.count()
     seen = SimpleNamespace(seconds=2.0, batch=None)
-    subject: Any = SimpleNamespace(clock=SimpleNamespace(left=5.0), seen=seen, training=None, ticks=ticks)
+    of_time = {"clock": SimpleNamespace(left=5.0), "load": 0.0, "pace": "a pass takes 2 s"}
+    subject: Any = SimpleNamespace(**of_time, seen=seen, training=None, ticks=ticks)
     answer = QUESTION.ask(subject)
 
     assert answer.status is Status.UNDECIDED

@@ -160,7 +160,7 @@ def _refused(question: Question, finding: Finding) -> Answer:
 
 def _late(question: Question, subject: Subject) -> Answer:
     """The answer to a question that there is no time for."""
-    short = f"a pass takes {subject.seen.seconds:.2g} s, and there was no time left for one"
+    short = f"{subject.pace}, and there was no time left for one"
     why = f"not measured: {short}: give a larger budget"
     finding = Finding("not_measured", Status.UNDECIDED, why, "give the check a larger budget")
     return Answer(question.id, question.text, why, (finding,))
@@ -195,7 +195,7 @@ def _told(answer: Answer, subject: Subject) -> Answer:
     if not (missed or short):
         return answer
     if short:
-        missed.append(f"for want of time, where a pass takes {subject.seen.seconds:.2g} s: {', '.join(short)}")
+        missed.append(f"for want of time, where {subject.pace}: {', '.join(short)}")
     text = f"not measured: {'; '.join(missed)}"
     advice = "give the check a larger budget" if short else ""
     says = f"{answer.says} ({text})" if answer.status is Status.FINE else answer.says

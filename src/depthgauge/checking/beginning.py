@@ -104,7 +104,7 @@ def _step(training: Training, stream: Iterator[Any]) -> float | str:
 def _reference(training: Training, count: int) -> tuple[float, ...]:
     """Losses of the first batches at the weights as they are; empty where one cannot be had."""
     try:
-        return losses(training, training.first(count)) if count else ()
+        return losses(training, training.known(count)) if count else ()
     except Exception:  # noqa: BLE001 - as above; the steps themselves say what is wrong
         return ()
 

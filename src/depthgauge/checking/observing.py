@@ -14,11 +14,13 @@ from depthgauge import nested
 from depthgauge.checking import late
 from depthgauge.checking.filled import Before, Empty
 from depthgauge.checking.graphs import Graph, graph_of
+from depthgauge.checking.loading import Reading
 from depthgauge.checking.steps import losses
 from depthgauge.workload import Training
 
 BATCHES = 4  # whose loss is looked at, at most
 WARM = 0.2  # of the time that is left: a first pass that took more, the compilers' part in it, is not timed again
+LOADING = 0.1  # of it, for reading the first batches
 OTHERS = 0.15  # of it, for the other batches' losses
 
 
@@ -50,6 +52,8 @@ class Seen:
         seconds: of the pass, forward and backward, warm where there were two.
         made: layers that the first pass made.
         filled: attributes in which it left tensors, and that held nothing before.
+        reading: of the batches, by which more are had; None where they were not read by one.
+        copies: seconds that putting back takes, where a pass was timed twice.
     """
 
     batch: Any
@@ -60,6 +64,8 @@ class Seen:
     seconds: float
     made: late.Made = ()
     filled: tuple[Empty, ...] = ()
+    reading: Reading | None = None
+    copies: float = 0.0
 
     @property
     def loss(self) -> float:
@@ -77,7 +83,8 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
     Raises:
         Exception: what the user's loss, module or loader raises.
     """
-    batches = training.first(BATCHES)
+    reading = Reading(training)
+    batches = reading.batches(BATCHES, LOADING * left())
     began = time.perf_counter()
     with training.untouched():
         for parameter in training.model.parameters():
@@ -101,7 +108,8 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
     more = min(len(batches), 1 + int(OTHERS * left() / max(seconds, 1e-9))) if left() < math.inf else len(batches)
     with training.untouched():
         others = losses(training, batches[1:more])
-    return Seen(batches[0], nested.rows(batches[0]), (value.item(), *others), graph, gradients, seconds, made, filled)
+    known = (value.item(), *others)
+    return Seen(batches[0], nested.rows(batches[0]), known, graph, gradients, seconds, made, filled, reading)
 
 
 def _gradient(gradient: torch.Tensor) -> Gradient:

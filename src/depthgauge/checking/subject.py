@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 
 from depthgauge.checking.answers import Finding
 from depthgauge.checking.beginning import LEAST, REFERENCE, Begun, begin
+from depthgauge.checking.loading import Reading
 from depthgauge.checking.observing import Seen
 from depthgauge.foreign import contained, describe_error
 from depthgauge.workload import LoaderError, Training
@@ -16,6 +18,7 @@ from depthgauge.workload import LoaderError, Training
 FIRST_STEPS = 60  # of the user's own, at most, that all questions share
 SHARE_OF_STEPS = 0.12  # of the whole time, that they may take
 SHARE_OF_REFERENCE = 0.25  # of it, for the loss of the same batches before them, and as much after
+SHARE_OF_LOADING = 0.3  # of the time that a question has left, for reading batches that it asks for
 BATCHES = 103  # that are taken of the user's at most, by all questions together: those of a rate's search
 
 
@@ -70,13 +73,40 @@ class Subject:
         self.clock = clock
         self.budget = clock.seconds
         self.tell = tell
+        self._reading = seen.reading or Reading(training)
         self.found: list[Finding] = []
         self.missed: list[str] = []
         self.short: list[str] = []
 
-    def batches(self, count: int) -> list[Any]:
-        """The first batches, at most `BATCHES`, and fewer where there are no more."""
-        return self.training.first(min(count, BATCHES))
+    def batches(self, count: int, share: float = SHARE_OF_LOADING) -> list[Any]:
+        """The first batches, at most `BATCHES`; fewer where there are no more, or reading takes too long.
+
+        Args:
+            count: how many are wanted.
+            share: of the time that is left, for reading those that are not known yet.
+        """
+        return self._reading.batches(min(count, BATCHES), share * self.clock.left)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all batches that there are have been read."""
+        return self._reading.ended
+
+    @property
+    def load(self) -> float:
+        """Seconds that the loader takes for a batch; 0 where that is not known."""
+        return 0.0 if math.isnan(self._reading.each) else self._reading.each
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step on a batch that the loader makes for it, as passes and the loader tell."""
+        return 2 * self.seen.seconds + self.load
+
+    @property
+    def pace(self) -> str:
+        """`a pass takes 0.1 s`, and how long the loader takes for a batch where that is as much."""
+        text = f"a pass takes {self.seen.seconds:.2g} s"
+        return f"{text} and a batch of the loader {self.load:.2g} s" if self.load >= self.seen.seconds else text
 
     def part(self, what: str, work: Callable[[], Iterable[Finding]]) -> None:
         """Take in what a part of a question finds, one by one; what it does not get to is missed, and costs no other.
@@ -97,15 +127,16 @@ class Subject:
         except Exception as error:  # noqa: BLE001 - the user's code, and hooks in it, may raise anything
             self.missed.append(f"{what}: {describe_error(error)}")
 
-    def fits(self, passes: float, what: str, share: float = 1.0) -> bool:
+    def fits(self, passes: float, what: str, share: float = 1.0, *, loads: int = 0) -> bool:
         """Tell whether so many passes fit into a share of the time that is left; what does not is `short`.
 
         Args:
             passes: forward and backward over the first batch.
             what: they look for, in words.
             share: of the time.
+            loads: batches that the loader makes for it anew.
         """
-        if passes * self.seen.seconds <= share * self.clock.left:
+        if passes * self.seen.seconds + loads * self.load <= share * self.clock.left:
             return True
         self.short.append(what)
         return False
@@ -114,7 +145,7 @@ class Subject:
     def begun(self) -> Begun | None:
         """First steps of the user's own optimizer, with a record of all tensors; None without an optimizer or time."""
         clock = Clock(SHARE_OF_STEPS * self.budget)
-        if self.training.optimizer is None or LEAST * self.seen.seconds > 2 * clock.left:
+        if self.training.optimizer is None or LEAST * (self.seen.seconds + 2 * self.load) > 2 * clock.left:
             return None
         self.tell("its first steps")
         references = clock.count(self.seen.seconds, REFERENCE, SHARE_OF_REFERENCE)

@@ -66,7 +66,12 @@ def ask(subject: Subject) -> Answer:
             subject, findings, Scales(why=f"the loss is {subject.seen.loss}: there is no gradient to be judged")
         )
     found = scales(
-        training, batches, subject.seen.seconds, lambda: subject.clock.left, mixed=bool(norms.normalizes(training))
+        training,
+        batches,
+        subject.seen.seconds,
+        subject.step,
+        lambda: subject.clock.left,
+        mixed=bool(norms.normalizes(training)),
     )
     if found.last is not None and not normed:  # which asks for more examples, not for fewer
         findings.extend(_large(found.last, found.steps, present))

@@ -44,13 +44,16 @@ class Scales:
         return self.later or self.now
 
 
-def scales(training: Training, batches: list[Any], second: float, left: Callable[[], float], *, mixed: bool) -> Scales:
+def scales(
+    training: Training, batches: list[Any], second: float, a_step: float, left: Callable[[], float], *, mixed: bool
+) -> Scales:
     """Measure within the time.
 
     Args:
         training: left as it was.
         batches: the first ones.
         second: that a pass of a batch takes.
+        a_step: seconds of a step, with the batch that the loader makes for it.
         left: seconds that there are.
         mixed: whether an example has no gradient of its own, as with batch normalization.
     """
@@ -67,12 +70,12 @@ def scales(training: Training, batches: list[Any], second: float, left: Callable
         took = time.perf_counter() - start
     except (NoiseError, WorkloadError) as error:
         return Scales(why=f"no noise scale can be had: {getattr(error, 'what', error)}")
-    steps = min(OWN_STEPS, int((0.8 * left() - took) / max(2 * second, 1e-9)))
+    steps = min(OWN_STEPS, int((0.8 * left() - took) / max(a_step, 1e-9)))
     if training.optimizer is None or steps < 1 or math.isnan(now.signal):
         return Scales(now)
     try:
         with training.untouched():
-            if go_on(training, steps) < steps:
+            if go_on(training, steps, lambda: left() > 0) < steps:
                 return Scales(now)
             return Scales(now, _scale(training, sample, group), steps)
     except Exception:  # noqa: BLE001 - what a stranger's step raises is told by other questions

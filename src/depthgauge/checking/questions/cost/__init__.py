@@ -22,8 +22,8 @@ COUNTED = 6  # passes that counting of operations and of tensors takes, each of 
 def ask(subject: Subject) -> Answer:
     """Time the phases of the first steps; count operations and bytes; try what may save."""
     clock, seen, training = subject.clock, subject.seen, subject.training
-    if seen.seconds * (timed.WARM + 1) * 1.5 > clock.left:
-        text = f"a pass takes {seen.seconds:.2g} s, forward and backward; phases, memory and savings were not measured"
+    if (1.5 * seen.seconds + subject.load) * (timed.WARM + 1) > clock.left:
+        text = f"{subject.pace}, forward and backward; phases, memory and savings were not measured"
         answer = undecided("cost", TEXT, f"{text}: there was time for {clock.left / seen.seconds:.1f} passes")
         return replace(answer, measure=Measure("time of a pass", 1e3 * seen.seconds, unit="ms", method="one pass"))
     end = clock.left * (1 - SHARE)

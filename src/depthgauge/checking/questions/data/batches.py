@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,12 +127,10 @@ def _given(tensor: Tensor, terms: Sequence[Term]) -> bool:
 
 
 def _taken(subject: Subject) -> list[Any]:
-    start = time.perf_counter()
-    few = subject.batches(5)
-    each = (time.perf_counter() - start) / len(few)
+    few = subject.batches(5, SHARE)
     size = sum(tensor.numel() * tensor.element_size() for _, tensor in nested.tensors(few[0]))
-    count = min(subject.clock.count(each, MOST, SHARE), BYTES // max(1, size))
-    return subject.batches(count) if count > len(few) else few
+    count = min(MOST, BYTES // max(1, size))
+    return subject.batches(count, SHARE) if count > len(few) else few
 
 
 def _column(tensors: Sequence[Tensor | None]) -> Tensor | None:

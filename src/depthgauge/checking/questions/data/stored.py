@@ -26,6 +26,7 @@ KINDS = {
         " batch in place, each time again, and the next epoch gets the changed one",
     ),
 }
+_WHAT = "whether the loss writes over stored examples"
 
 
 def findings(subject: Subject) -> Iterator[Finding]:
@@ -35,7 +36,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
         reads = _reading_changes(_dataset(training.batches))
     if reads:
         yield _told("reading an example changes it in the data set itself", "__getitem__", ("batches",))
-    elif _loss_changes(training):
+    elif training.writes and subject.fits(0, _WHAT, loads=2) and _loss_changes(training):
         yield _told(
             "the loss changes its batch in place, and the next epoch gets it so", "the loss", ("batches", "loss")
         )
@@ -113,7 +114,7 @@ def _is_plain(array: np.ndarray[Any, Any]) -> bool:
 
 def _loss_changes(training: Training) -> bool:
     """Tell whether the loss changes a batch that the next epoch gets again, each time that it is called."""
-    if training.loss is None or not training.writes or not _kept(training):
+    if training.loss is None or not _kept(training):
         return False
     batch = nested.mapped(training.first()[0], lambda each: each.clone())
     changed = []

@@ -8,7 +8,6 @@ interval, and the sharpness says from where on steps would diverge.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,7 +90,8 @@ def ask(subject: Subject) -> Answer:
     if steps < ladder.FEWEST:
         left = f"{subject.clock.left:.2g} s do not hold {ladder.FEWEST} steps at {RUNGS} rates"
         return _unmeasured(
-            settings, f"a step takes {second:.2g} s, and {left}: give a larger budget, or smaller batches"
+            settings,
+            f"a step takes {second:.2g} s, {subject.pace}, and {left}: give a larger budget, or smaller batches",
         )
     begun, batches = subject.begun, subject.batches(ladder.BATCHES)
     clock = subject.clock.part(share)
@@ -99,7 +99,7 @@ def ask(subject: Subject) -> Answer:
     if schedules.unsteered(training.optimizer, rates, walked.rates):
         settings += schedules.low(training, rates, batches, rungs, walked.steps)
     moves = rates.scheduled or walked.rates not in {(), rates.present}
-    if moves and subject.clock.left > 4 * kinds.SCHEDULED * second:
+    if moves and subject.clock.left > 2 * kinds.SCHEDULED * (second + subject.step):
         settings += schedules.ended(training, rates, batches)
     told = any(each.kind == "decay_dominates" for each in settings)
     if not told and decaying.asked(training, rates) and subject.clock.left > 3 * decaying.STEPS * second:
@@ -192,11 +192,7 @@ def _grown(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: float) 
 
 def _many(subject: Subject) -> list[Any]:
     """As many batches as a branch goes round, or fewer where a loader takes long."""
-    known = 2 * ladder.BATCHES
-    start = time.perf_counter()
-    subject.batches(known)
-    a_batch = (time.perf_counter() - start) / known
-    return subject.batches(max(known, subject.clock.count(a_batch, branches.BATCHES, SHARES["loading"])))
+    return subject.batches(branches.BATCHES, SHARES["loading"])
 
 
 def _game(subject: Subject) -> bool:

@@ -150,9 +150,17 @@ def _overflows_later(asked: _Asked) -> list[Finding]:
         return []
     if not begun.steps or all(map(math.isfinite, (*begun.losses, *begun.after))):
         return []
-    clock = asked.subject.clock.part(0.5)
-    wide = passes.fall_in_float32(asked.subject.training, begun.steps, lambda: clock.left > 0)
+    wide = _fall_in_float32(asked, begun.steps)
     return numbers.later(seen, begun, wide) if math.isfinite(wide) else []
+
+
+def _fall_in_float32(asked: _Asked, steps: int) -> float:
+    """The loss's fall in so many own steps with float32 weights; NaN without time for them or for their batches."""
+    batches = asked.subject.batches(steps)
+    if len(batches) < steps and not asked.subject.ended:
+        return math.nan
+    clock = asked.subject.clock.part(0.5)
+    return passes.fall_in_float32(asked.subject.training, batches, steps, lambda: clock.left > 0)
 
 
 def _in_float32(asked: _Asked, finding: Finding) -> Finding:
@@ -164,8 +172,7 @@ def _in_float32(asked: _Asked, finding: Finding) -> Finding:
     if not asked.present or not begun.after:
         return finding if updates.untried(finding) else harmless
     fell = (sum(begun.before) - sum(begun.after)) / len(begun.before)
-    clock = asked.subject.clock.part(0.5)
-    wide = passes.fall_in_float32(asked.subject.training, begun.steps, lambda: clock.left > 0)
+    wide = _fall_in_float32(asked, begun.steps)
     if math.isnan(wide):
         return finding if updates.untried(finding) else harmless
     start = sum(begun.before) / len(begun.before)

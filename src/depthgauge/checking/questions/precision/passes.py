@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -71,12 +71,12 @@ def in_float32(training: Training, batch: Any) -> Pass:
         return run(training, widened(batch), wide())
 
 
-def fall_in_float32(training: Training, steps: int, going: Callable[[], bool]) -> float:
+def fall_in_float32(training: Training, first: Sequence[Any], steps: int, going: Callable[[], bool]) -> float:
     """Measure how far so many of the user's own steps bring the loss down with float32 weights.
 
     NaN where there is not time for all of them, or the loss is not finite.
     """
-    batches = [widened(batch) for batch in training.first(steps)]
+    batches = [widened(batch) for batch in first]
     reference = batches[:REFERENCE]
     with training.untouched(), wide():
         widen(training.modules)

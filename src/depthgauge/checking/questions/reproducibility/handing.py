@@ -35,7 +35,7 @@ def handed_on(training: Training) -> float:
 
     0 where the batches are not drawn at random, where nothing moves, and where other rows move, too.
     """
-    batches = training.first(2)
+    batches = training.known(2)
     if len(batches) < 2 or not drawn_at_random(training.batches):
         return 0.0
     first, second = batches

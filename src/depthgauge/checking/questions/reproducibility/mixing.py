@@ -315,6 +315,6 @@ def by_example(training: Training, batch: Any) -> bool:
     if isinstance(size, int) and size > 1:
         ordered = isinstance(getattr(training.batches, "sampler", None), torch.utils.data.SequentialSampler)
         return size == count and (structured or not ordered)
-    lengths = {nested.rows(each) for each in training.first(4)}
+    lengths = {nested.rows(each) for each in training.known(4)}
     one_each = any(dims == 1 for dims, _ in shapes)
-    return len(training.first(4)) > 2 and lengths == {count} and one_each and structured
+    return len(training.known(4)) > 2 and lengths == {count} and one_each and structured

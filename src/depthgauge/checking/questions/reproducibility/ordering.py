@@ -29,6 +29,7 @@ from depthgauge.workload import Training
 READINGS = 3  # of the loader's first batches, from the same states
 FEW = 2  # batches of a reading
 SHARE = 0.1  # of the time that is left, for all of them
+_WHAT = "a loader that draws numbers without a seed"
 _OF_THE_SYSTEM = frozenset(  # whose numbers NumPy's generators are seeded with where they are given none
     each.__code__ for each in (random.SystemRandom.getrandbits, random.SystemRandom.random)
 )
@@ -42,7 +43,9 @@ def findings(subject: Subject) -> Iterator[Finding]:
     if isinstance(batches, Iterator) or workers:  # it cannot begin anew, or takes long to
         return
     if not _can_be_set(sys.getprofile()):
-        subject.missed.append("a loader that draws numbers without a seed: a profiler is at work, which would end")
+        subject.missed.append(f"{_WHAT}: a profiler is at work, which would end")
+        return
+    if not subject.fits(0, _WHAT, 0.5, loads=FEW):
         return
     began, most = time.perf_counter(), SHARE * subject.clock.left
     read: list[tuple[int, ...]] = []
@@ -51,7 +54,10 @@ def findings(subject: Subject) -> Iterator[Finding]:
         with _entropy() as drawn:
             read.append(_reading(subject.training))
         drew |= bool(drawn)
-        if not drew or time.perf_counter() - began > most / READINGS:
+        if not drew:
+            return
+        if time.perf_counter() - began > most / READINGS:
+            subject.short.append(_WHAT)
             return
     if len(set(read)) == READINGS and len({len(each) for each in read}) == 1:
         yield Finding(
@@ -64,7 +70,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
 
 
 def _can_be_set(profiler: object) -> bool:
-    """Tell whether it can be put back: cProfile's, in Python 3.11 and before, is handed out as what cannot be called."""
+    """Tell whether it can be put back: cProfile's, in Python 3.11 and before, is handed out as what is not callable."""
     return profiler is None or callable(profiler)
 
 

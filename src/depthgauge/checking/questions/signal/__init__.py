@@ -153,10 +153,11 @@ def _passes(subject: Subject, others: dict[str, Tensor]) -> Passed:
     training, passed = subject.training, Passed()
     trained = {name for name, each in training.model.named_parameters() if each.requires_grad and each.numel()}
     fits = subject.clock.count(COST * subject.seen.seconds, MORE, 0.25)
-    batches = subject.batches(max(1, fits))
+    batches = subject.batches(min(BATCHES, max(1, fits)))
     with training.untouched():
-        passing.go(training, batches[:BATCHES], passed, others=others)
-        for batch in batches[BATCHES:]:
+        passing.go(training, batches, passed, others=others)
+        more = [] if trained <= passed.alive else subject.batches(fits)[len(batches) :]
+        for batch in more:
             if trained <= passed.alive or not subject.clock.left:
                 break
             try:
@@ -184,9 +185,9 @@ def _open(training: Training, passed: Passed, others: dict[str, Tensor]) -> None
 def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
     """The same after a few steps of the training's own."""
     training, what = subject.training, "the same after the first steps"
-    if training.optimizer is None or not subject.fits(4, what, 0.25):
+    if training.optimizer is None or not subject.fits(4, what, 0.25, loads=2):
         return Later()
-    steps = max(2, subject.clock.count(2 * subject.seen.seconds, STEPS, 0.25))
+    steps = max(2, subject.clock.count(subject.step, STEPS, 0.25))
     batches = subject.batches(2)
     with training.untouched():
         try:
@@ -282,7 +283,7 @@ def _depth(subject: Subject, *, sound: bool) -> passed_by.Depth | Finding | None
     """The passage by depth and the remedies that were tried; a finding where it could not be measured."""
     training = subject.training
     if subject.clock.left < subject.seen.seconds:
-        why = f"a pass takes {subject.seen.seconds:.2g} s, and there was no time left for one"
+        why = f"{subject.pace}, and there was no time left for one"
         return Finding("not_measured", Status.UNDECIDED, f"the passage by depth was not measured: {why}")
     batches = subject.batches(BATCHES)[: max(1, subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.3))]
     try:
@@ -295,7 +296,7 @@ def _depth(subject: Subject, *, sound: bool) -> passed_by.Depth | Finding | None
         return None
     if not sound:
         return passed_by.Depth(seen, None, ())
-    steps = subject.clock.count(2 * subject.seen.seconds * TRIALS, remedies.STEPS, 0.8)
+    steps = subject.clock.count(subject.step * TRIALS, remedies.STEPS, 0.8)
     return passed_by.examine(training, seen, batches, steps, going=lambda: subject.clock.left > 0)
 
 

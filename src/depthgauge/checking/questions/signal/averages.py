@@ -73,7 +73,7 @@ def findings(training: Training) -> Iterator[Finding]:
     if not followers:
         return
     with attributes_kept(training), training.untouched(), restored(modules):
-        for place, batch in enumerate(training.first(STEPS)):
+        for place, batch in enumerate(training.known(STEPS)):
             if not _stepped(training, batch, followers, first=not place):
                 return
         coarse = [each for each in followers if each.is_coarse]

@@ -43,7 +43,8 @@ class _Trials:
 
     def fits(self, what: str, times: int = 1) -> bool:
         """Tell whether there is time for the steps as they are and with a change, so many times as many."""
-        return self._fits(2 * 2 * times * self.steps, what, 0.6)
+        steps = 2 * times * self.steps
+        return self._fits(2 * steps, what, 0.6, loads=steps)
 
     def plain(self, times: int = 1) -> Trial:
         """The steps from the weights as they are."""
