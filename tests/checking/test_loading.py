@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -92,3 +94,23 @@ def test_a_slow_loader_is_named_where_time_is_short() -> None:
     signal = asking._asked(questions.QUESTIONS[0], subject)
     assert any("the first steps" in each.text and "the loader 2 s" in each.text for each in signal.findings)
     assert loader.made == made
+
+
+def test_a_copy_of_a_large_state_counts_once_for_all_passes_within_it() -> None:
+    training = _of([(torch.ones(4, 2), torch.arange(4) % 2)])
+    seen = dataclasses.replace(observing.look(training), seconds=1.0, copies=6.0)
+    subject = Subject(training, seen, Clock(20.0, itertools.repeat(0.0).__next__))
+    assert (subject.count(1.0, 100), subject.count(1.0, 100, copies=3), subject.count(1.0, 100, 0.2)) == (14, 2, 0)
+    assert [subject.fits(passes, "it") for passes in (14, 15)] == [True, False]
+    assert not subject.fits(3, "it", copies=3)
+    assert subject.short == ["it", "it"]
+    assert subject.pace == "a pass takes 1 s and a copy of all that it changes 6 s"
+    told = asking._asked(questions.QUESTIONS[5], subject)
+    assert "two equal runs" in next(each.text for each in told.findings if each.status == "undecided")
+
+
+def test_what_putting_back_takes_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = itertools.count()  # a second passes from each look to the next
+    monkeypatch.setattr(observing.time, "perf_counter", lambda: float(next(time)))
+    seen = observing.look(_of([(torch.ones(4, 2), torch.arange(4) % 2)]))
+    assert (seen.seconds, seen.copies) == (1.0, 2.0)

@@ -94,7 +94,7 @@ def _answered(subject: Subject, wanted: tuple[Question, ...], clock: Clock, tell
         subject.clock = clock.part(question.share / rest)
         given.append(subject.clock.seconds)
         tell(question.text)
-        timely = clock.left > subject.seen.seconds or question.id not in PASS_FIRST
+        timely = clock.left > subject.seen.seconds + subject.seen.copies or question.id not in PASS_FIRST
         answers.append(_asked(question, subject) if timely else _late(question, subject))
     for place, question in enumerate(wanted):  # what others did not use
         if answers[place].status is Status.UNDECIDED and clock.left > MORE * given[place]:

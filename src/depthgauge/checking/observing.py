@@ -53,7 +53,7 @@ class Seen:
         made: layers that the first pass made.
         filled: attributes in which it left tensors, and that held nothing before.
         reading: of the batches, by which more are had; None where they were not read by one.
-        copies: seconds that putting back takes, where a pass was timed twice.
+        copies: seconds that copying what a pass changes, and putting it back, takes; 0 where `seconds` has it in it.
     """
 
     batch: Any
@@ -100,16 +100,19 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
         }
         made, filled = late.made(before), empty.filled()
     seconds = time.perf_counter() - began
+    copies = 0.0
     if seconds < WARM * left():
+        began = time.perf_counter()
         with training.untouched():
             start = time.perf_counter()
             training.value(batches[0]).backward()  # type: ignore[no-untyped-call]  # as above
             seconds = time.perf_counter() - start
+        copies = time.perf_counter() - began - seconds
     more = min(len(batches), 1 + int(OTHERS * left() / max(seconds, 1e-9))) if left() < math.inf else len(batches)
     with training.untouched():
         others = losses(training, batches[1:more])
     known = (value.item(), *others)
-    return Seen(batches[0], nested.rows(batches[0]), known, graph, gradients, seconds, made, filled, reading)
+    return Seen(batches[0], nested.rows(batches[0]), known, graph, gradients, seconds, made, filled, reading, copies)
 
 
 def _gradient(gradient: torch.Tensor) -> Gradient:

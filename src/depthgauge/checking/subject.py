@@ -104,9 +104,12 @@ class Subject:
 
     @property
     def pace(self) -> str:
-        """`a pass takes 0.1 s`, and how long the loader takes for a batch where that is as much."""
-        text = f"a pass takes {self.seen.seconds:.2g} s"
-        return f"{text} and a batch of the loader {self.load:.2g} s" if self.load >= self.seen.seconds else text
+        """`a pass takes 0.1 s`, and what of loader and state takes as much beside it."""
+        seen = self.seen
+        parts = [f"a pass takes {seen.seconds:.2g} s"]
+        parts += [f"a batch of the loader {self.load:.2g} s"] * (self.load >= seen.seconds)
+        parts += [f"a copy of all that it changes {seen.copies:.2g} s"] * (seen.copies >= seen.seconds)
+        return " and ".join(parts)
 
     def part(self, what: str, work: Callable[[], Iterable[Finding]]) -> None:
         """Take in what a part of a question finds, one by one; what it does not get to is missed, and costs no other.
@@ -127,7 +130,7 @@ class Subject:
         except Exception as error:  # noqa: BLE001 - the user's code, and hooks in it, may raise anything
             self.missed.append(f"{what}: {describe_error(error)}")
 
-    def fits(self, passes: float, what: str, share: float = 1.0, *, loads: int = 0) -> bool:
+    def fits(self, passes: float, what: str, share: float = 1.0, *, loads: int = 0, copies: int = 1) -> bool:
         """Tell whether so many passes fit into a share of the time that is left; what does not is `short`.
 
         Args:
@@ -135,17 +138,34 @@ class Subject:
             what: they look for, in words.
             share: of the time.
             loads: batches that the loader makes for it anew.
+            copies: times that all is copied and put back.
         """
-        if passes * self.seen.seconds + loads * self.load <= share * self.clock.left:
+        seconds = passes * self.seen.seconds + loads * self.load + copies * self.seen.copies
+        if seconds <= share * self.clock.left:
             return True
         self.short.append(what)
         return False
+
+    def count(self, seconds: float, most: int, share: float = 1.0, *, copies: int = 1) -> int:
+        """Count the pieces of work of so many seconds that fit into a share of the time left, `most` at most.
+
+        Args:
+            seconds: of each.
+            most: of them.
+            share: of the time.
+            copies: times that all is copied and put back for them together.
+        """
+        there = share * self.clock.left - copies * self.seen.copies
+        return min(most, max(0, int(there / max(seconds, 1e-9))))
 
     @cached_property
     def begun(self) -> Begun | None:
         """First steps of the user's own optimizer, with a record of all tensors; None without an optimizer or time."""
         clock = Clock(SHARE_OF_STEPS * self.budget)
-        if self.training.optimizer is None or LEAST * (self.seen.seconds + 2 * self.load) > 2 * clock.left:
+        if (
+            self.training.optimizer is None
+            or LEAST * (self.seen.seconds + 2 * self.load) + self.seen.copies > 2 * clock.left
+        ):
             return None
         self.tell("its first steps")
         references = clock.count(self.seen.seconds, REFERENCE, SHARE_OF_REFERENCE)

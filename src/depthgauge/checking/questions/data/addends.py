@@ -138,7 +138,7 @@ def parts(training: Training, batch: Any) -> list[Part]:
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield what is found of a loss of two parts or more."""
     training, batch = subject.training, subject.seen.batch
-    if not math.isfinite(subject.seen.loss) or not subject.fits(12, "parts of the loss"):
+    if not math.isfinite(subject.seen.loss) or not subject.fits(12, "parts of the loss", copies=4):
         return
     with training.untouched():
         _, found = added(training, batch)

@@ -41,7 +41,7 @@ KINDS = {
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield what is dropped."""
     training = subject.training
-    passes = subject.clock.count(subject.seen.seconds, PASSES + 2, 0.25)
+    passes = subject.count(subject.seen.seconds, PASSES + 2, 0.25)
     if isinstance(training.model, torch.jit.ScriptModule) or not subject.fits(2, "masks by hand", 0.25):
         return
     evaluated = _evaluated(subject)

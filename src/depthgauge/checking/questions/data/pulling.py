@@ -52,7 +52,7 @@ class Pairs:
 def findings(subject: Subject) -> Iterator[Finding]:
     """Yield the finding where a loss draws together what is not alike."""
     training, pairs = subject.training, Pairs()
-    if not subject.fits(3 * DRAWS, "outputs that the loss draws together"):
+    if not subject.fits(3 * DRAWS, "outputs that the loss draws together", copies=BATCHES):
         return
     for place, batch in enumerate(subject.batches(BATCHES)):
         with training.untouched():

@@ -20,7 +20,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     """Yield that the loss of the smallest batch is not finite, where that of the first is."""
     if not math.isfinite(subject.seen.loss) or not subject.fits(2, "the loss of the smallest batch"):
         return
-    taken = subject.batches(min(MOST, max(5, subject.clock.count(subject.seen.seconds, MOST, SHARE))))
+    taken = subject.batches(min(MOST, max(5, subject.count(subject.seen.seconds, MOST, SHARE))))
     sizes = [nested.examples(batch) for batch in taken]
     place = min(range(len(sizes)), key=sizes.__getitem__)
     if sizes[place] >= sizes[0] or place < len(subject.seen.losses):

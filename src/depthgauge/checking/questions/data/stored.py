@@ -36,7 +36,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
         reads = _reading_changes(_dataset(training.batches))
     if reads:
         yield _told("reading an example changes it in the data set itself", "__getitem__", ("batches",))
-    elif training.writes and subject.fits(0, _WHAT, loads=2) and _loss_changes(training):
+    elif training.writes and subject.fits(0, _WHAT, loads=2, copies=0) and _loss_changes(training):
         yield _told(
             "the loss changes its batch in place, and the next epoch gets it so", "the loss", ("batches", "loss")
         )

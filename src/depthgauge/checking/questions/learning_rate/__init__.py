@@ -94,8 +94,8 @@ def ask(subject: Subject) -> Answer:
             f"a step takes {second:.2g} s, {subject.pace}, and {left}: give a larger budget, or smaller batches",
         )
     begun, batches = subject.begun, subject.batches(ladder.BATCHES)
-    clock = subject.clock.part(share)
-    rungs = ladder.climb(training, rates, batches, steps, lambda took: clock.left > steps * max(second, took))
+    clock, copies = subject.clock.part(share), subject.seen.copies
+    rungs = ladder.climb(training, rates, batches, steps, lambda took: clock.left > steps * max(second, took) + copies)
     if schedules.unsteered(training.optimizer, rates, walked.rates):
         settings += schedules.low(training, rates, batches, rungs, walked.steps)
     moves = rates.scheduled or walked.rates not in {(), rates.present}
@@ -123,7 +123,7 @@ def _untried(subject: Subject, rates: Rates) -> str:
 def _walked(subject: Subject, rates: Rates) -> stepping.Walked:
     """Steps on made-up gradients; none where they fail, as own steps then say better."""
     clock = subject.clock.part(SHARES["made-up steps"])
-    if stepping.OWN * A_STEP * subject.seen.seconds > clock.left:
+    if stepping.OWN * A_STEP * subject.seen.seconds + subject.seen.copies > clock.left:
         return stepping.Walked()
     try:
         return stepping.walk(subject.training, rates, subject.batches(stepping.OWN), lambda: clock.left)
@@ -133,7 +133,7 @@ def _walked(subject: Subject, rates: Rates) -> stepping.Walked:
 
 def _fitting(subject: Subject, second: float, share: float, most: int) -> int:
     """Steps a rung, at most so many, that a share of the time holds."""
-    return min(most, subject.clock.count(second, RUNGS * (most + EVALUATION), share) // RUNGS - EVALUATION)
+    return min(most, subject.count(second, RUNGS * (most + EVALUATION), share, copies=RUNGS) // RUNGS - EVALUATION)
 
 
 def _climbed(subject: Subject, rates: Rates, rungs: ladder.Ladder, begun: Begun | None) -> Answer:
@@ -142,11 +142,11 @@ def _climbed(subject: Subject, rates: Rates, rungs: ladder.Ladder, begun: Begun 
         return _unmeasured(subject.found, f"steps took {rungs.here.seconds:.2g} s, which left no time for other rates")
     training, batches = subject.training, subject.batches(ladder.BATCHES)
     second = float(np.median([rung.seconds for rung in rungs.rungs]))
-    stable = stability(training, rates, batches, subject.clock.count(A_PRODUCT * second, 30, SHARES["sharpness"]))
+    stable = stability(training, rates, batches, subject.count(A_PRODUCT * second, 30, SHARES["sharpness"]))
     already = learnt(training, batches, rungs.before)
     more = None
     if low(rungs) and rungs.steps >= ladder.STEPS and not already:
-        many = subject.clock.count(second, LATE_STEPS, SHARES["branches"])
+        many = subject.count(second, LATE_STEPS, SHARES["branches"])
         if tiny(rungs) or many == LATE_STEPS:
             new = _many(subject) if many >= NEW_STEPS else batches
             more = lengthened(training, rates, new, rungs, kinds.MANY_STEPS if many == LATE_STEPS else 0)
@@ -184,7 +184,7 @@ def _grown(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: float) 
         return None
     if math.isinf(rungs.here.fall) and not branches.warming(rates):
         return None
-    steps = subject.clock.count(second, 3 * branches.MOST + 2 * branches.FIRST, SHARES["branches"])
+    steps = subject.count(second, 3 * branches.MOST + 2 * branches.FIRST, SHARES["branches"])
     if steps < 2 * kinds.FEWEST_STEPS:
         return None
     return branches.compared(subject.training, rates, _many(subject), steps, rungs.start)
@@ -212,7 +212,7 @@ def _suggested(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: flo
         return Measure(name)
     short = f"the best of {len(rungs.rungs)} rates, {rungs.steps} steps each"
     wanted = SWEEPS * SWEEP_STEPS + SWEEP_BATCHES // 3
-    if subject.clock.count(second, wanted, SHARES["sweep"]) < wanted:
+    if subject.count(second, wanted, SHARES["sweep"]) < wanted:
         return Measure(name, best, method=f"{short}; there was no time for a range test, which has an interval")
     training = subject.training
     taken = Training(training.model, subject.batches(SWEEP_BATCHES), training.loss, training.optimizer)

@@ -68,7 +68,8 @@ class _Asked:
 
     def attempt(self, what: str, passed: float, work: Callable[[], None]) -> None:
         """Do a piece of work that takes so many passes, or say why it was not done."""
-        seconds = passed * self.subject.seen.seconds
+        seen = self.subject.seen
+        seconds = passed * (seen.seconds + seen.copies)  # each is put back by itself
         if self.subject.clock.left < seconds:
             self.missed.append(f"{what}: it takes {seconds:.2g} s, and {self.subject.clock.left:.2g}{SHORT}")
             return
@@ -191,7 +192,9 @@ def _errors(asked: _Asked) -> None:
     if not asked.present and _double(subject):
         return
     size = sum(each.numel() for each in subject.training.model.parameters())
-    count = max(1, min(subject.clock.count(2 * subject.seen.seconds, BATCHES, 0.5), NUMBERS // max(size, 1)))
+    count = max(
+        1, min(subject.count(2 * (subject.seen.seconds + subject.seen.copies), BATCHES, 0.5), NUMBERS // max(size, 1))
+    )
     errors, exact = [], []
     for batch in subject.batches(count):
         wide, narrow = _both(asked, batch)
@@ -222,7 +225,9 @@ def _layers(asked: _Asked) -> None:
     training = asked.subject.training
     if asked.errors is None:
         return
-    if BISECTION * asked.subject.seen.seconds < min(MOST_FOR_LAYERS, asked.subject.clock.left):
+    if BISECTION * asked.subject.seen.seconds + asked.subject.seen.copies < min(
+        MOST_FOR_LAYERS, asked.subject.clock.left
+    ):
         with training.untouched():
             asked.layers = precision.bisect(
                 training.model,

@@ -61,8 +61,9 @@ class _Asked:
         self.said.append(saying.in_short(finding) if finding is not None else otherwise)
 
     def fits(self, passes: float) -> bool:
-        """Tell whether so many passes over the batch fit into the time left."""
-        return passes * self.subject.seen.seconds <= self.subject.clock.left
+        """Tell whether so many passes over the batch, each put back by itself, fit into the time left."""
+        seen = self.subject.seen
+        return passes * (seen.seconds + seen.copies) <= self.subject.clock.left
 
 
 def ask(subject: Subject) -> Answer:
@@ -91,7 +92,7 @@ def ask(subject: Subject) -> Answer:
 def _repeated(asked: _Asked) -> None:
     """Two equal runs."""
     subject = asked.subject
-    steps = subject.clock.count(2 * OVERHEAD * subject.seen.seconds, repeating.STEPS, 0.45)
+    steps = subject.count(2 * OVERHEAD * subject.seen.seconds, repeating.STEPS, 0.45, copies=2)
     if not steps:
         asked.missing.append(
             f"two equal runs take {2 * OVERHEAD * subject.seen.seconds:.2g} s a step, longer than there is"

@@ -45,7 +45,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     if not _can_be_set(sys.getprofile()):
         subject.missed.append(f"{_WHAT}: a profiler is at work, which would end")
         return
-    if not subject.fits(0, _WHAT, 0.5, loads=FEW):
+    if not subject.fits(0, _WHAT, 0.5, loads=FEW, copies=0):
         return
     began, most = time.perf_counter(), SHARE * subject.clock.left
     read: list[tuple[int, ...]] = []

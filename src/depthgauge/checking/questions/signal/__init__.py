@@ -152,7 +152,7 @@ def _passes(subject: Subject, others: dict[str, Tensor]) -> Passed:
     """Passes over the first batches, and over more while parameters are left without a gradient."""
     training, passed = subject.training, Passed()
     trained = {name for name, each in training.model.named_parameters() if each.requires_grad and each.numel()}
-    fits = subject.clock.count(COST * subject.seen.seconds, MORE, 0.25)
+    fits = subject.count(COST * subject.seen.seconds, MORE, 0.25)
     batches = subject.batches(min(BATCHES, max(1, fits)))
     with training.untouched():
         passing.go(training, batches, passed, others=others)
@@ -187,7 +187,7 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
     training, what = subject.training, "the same after the first steps"
     if training.optimizer is None or not subject.fits(4, what, 0.25, loads=2):
         return Later()
-    steps = max(2, subject.clock.count(subject.step, STEPS, 0.25))
+    steps = max(2, subject.count(subject.step, STEPS, 0.25))
     batches = subject.batches(2)
     with training.untouched():
         try:
@@ -230,7 +230,7 @@ def _watched(subject: Subject, others: dict[str, Tensor]) -> Watched | None:
     training = subject.training
     if not subject.fits(COST, _WATCHED, 0.25):
         return None
-    batches = subject.batches(max(1, subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.25)))
+    batches = subject.batches(max(1, subject.count(COST * subject.seen.seconds, BATCHES, 0.25)))
     watched = None
     with training.untouched():
         try:
@@ -282,10 +282,10 @@ def _inputs_too(subject: Subject) -> tuple[str, ...]:
 def _depth(subject: Subject, *, sound: bool) -> passed_by.Depth | Finding | None:
     """The passage by depth and the remedies that were tried; a finding where it could not be measured."""
     training = subject.training
-    if subject.clock.left < subject.seen.seconds:
+    if subject.clock.left < subject.seen.seconds + subject.seen.copies:
         why = f"{subject.pace}, and there was no time left for one"
         return Finding("not_measured", Status.UNDECIDED, f"the passage by depth was not measured: {why}")
-    batches = subject.batches(BATCHES)[: max(1, subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.3))]
+    batches = subject.batches(BATCHES)[: max(1, subject.count(COST * subject.seen.seconds, BATCHES, 0.3))]
     try:
         with training.untouched():
             seen = depth_of.passage(training, batches)
@@ -296,7 +296,7 @@ def _depth(subject: Subject, *, sound: bool) -> passed_by.Depth | Finding | None
         return None
     if not sound:
         return passed_by.Depth(seen, None, ())
-    steps = subject.clock.count(subject.step * TRIALS, remedies.STEPS, 0.8)
+    steps = subject.count(subject.step * TRIALS, remedies.STEPS, 0.8, copies=2 * TRIALS)
     return passed_by.examine(training, seen, batches, steps, going=lambda: subject.clock.left > 0)
 
 

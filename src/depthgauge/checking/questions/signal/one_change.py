@@ -44,7 +44,7 @@ class _Trials:
     def fits(self, what: str, times: int = 1) -> bool:
         """Tell whether there is time for the steps as they are and with a change, so many times as many."""
         steps = 2 * times * self.steps
-        return self._fits(2 * steps, what, 0.6, loads=steps)
+        return self._fits(2 * steps, what, 0.6, loads=steps, copies=4)
 
     def plain(self, times: int = 1) -> Trial:
         """The steps from the weights as they are."""

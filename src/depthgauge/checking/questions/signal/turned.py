@@ -37,7 +37,9 @@ def findings(subject: Subject) -> Iterator[Finding]:
     }
     if not rates or training.optimizer is None:
         return
-    if not subject.fits(2 * STEPS * A_STEP + 3 * BATCHES, "the steps with 1 minus each dropout rate", loads=2 * STEPS):
+    if not subject.fits(
+        2 * STEPS * A_STEP + 3 * BATCHES, "the steps with 1 minus each dropout rate", loads=2 * STEPS, copies=3
+    ):
         return
     before = _after(subject, {}, 0)
     own, turned = _after(subject, {}, STEPS), _after(subject, rates, STEPS)
