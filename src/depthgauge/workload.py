@@ -218,7 +218,7 @@ class Training:
                     self._taken.extend(itertools.islice(_while(self.batches, going), more))
                 elif len(self._taken) < count:
                     read = list(itertools.islice(_while(self.batches, going), count))
-                    self._taken[:] = max(read, self._taken, key=len)
+                    self._taken[:] = read if len(read) > len(self._taken) else self._taken
             except Exception as error:
                 raise LoaderError(f"its batches cannot be read: {describe_error(error)}") from error
         if count and not self._taken:

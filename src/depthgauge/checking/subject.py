@@ -89,7 +89,7 @@ class Subject:
 
     @property
     def ended(self) -> bool:
-        """Whether all batches that there are have been read."""
+        """Tell whether all batches that there are have been read."""
         return self._reading.ended
 
     @property
