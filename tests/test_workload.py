@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import random
 import shutil
@@ -12,6 +13,7 @@ from collections import UserDict
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import inputs_of_users as users
@@ -619,6 +621,74 @@ def test_a_loss_that_writes_into_its_batch_gets_copies() -> None:
     training = Training(nn.Linear(3, 1), [[x]], loss)
     assert len({training.value(training.first()[0]).item() for _ in range(3)}) == 1
     assert torch.equal(x, kept)
+
+
+class _Example:
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x, self.parts, self.inner = x, {"y": x.clone()}, SimpleNamespace()
+
+
+@dataclasses.dataclass
+class _Record:
+    x: torch.Tensor
+    parts: dict[str, torch.Tensor]
+
+
+def _graphs() -> Any:
+    data = pytest.importorskip("torch_geometric.data")
+    edges = torch.tensor([[0, 1], [1, 0]])
+    return data.Batch.from_data_list([data.Data(x=torch.ones(2, 3), edge_index=edges, parts={"y": torch.ones(2, 3)})])
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _Example(torch.ones(2, 3)),
+        lambda: [_Record(torch.ones(2, 3), {"y": torch.ones(2, 3)})],
+        lambda: {"a": (_Example(torch.ones(2, 3)), "b")},
+        _graphs,
+    ],
+)
+def test_objects_of_a_batch_are_a_calls_own(make: Any, in_place: bool) -> None:
+    def one(batch: Any) -> Any:
+        batch = batch[0] if isinstance(batch, list) else batch
+        return batch["a"][0] if isinstance(batch, dict) else batch
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        given = one(batch)
+        if in_place:
+            given.x.mul_(2)
+        else:
+            given.x = torch.cat([given.x, 2 * given.x])
+        value = model(given.x).sum() + given.parts["y"].sum()
+        given.parts["y"] = 0 * given.parts["y"]
+        return value
+
+    batch = make()
+    training = Training(nn.Linear(3, 1), [batch], loss)
+    assert len({training.value(batch).item() for _ in range(3)}) == 1
+    assert torch.equal(one(batch).x, torch.ones(2, 3))
+    assert torch.equal(one(batch).parts["y"], torch.ones(2, 3))
+    assert training.writes == in_place
+
+
+def test_what_cannot_be_copied_is_handed_on_as_it_is() -> None:
+    class Single:
+        def __init__(self) -> None:
+            self.x = torch.ones(1)
+
+        def __copy__(self) -> Any:
+            raise TypeError("there is one")
+
+    class Slots:
+        __slots__ = ("x",)
+
+    frozen, circle = dataclasses.make_dataclass("Frozen", ["x"], frozen=True)(torch.ones(1)), _Example(torch.ones(1))
+    circle.inner.back = circle
+    assert [nested.copied(each) is each for each in (Single(), Slots(), frozen, nn.Linear(1, 1))] == [True] * 4
+    again = nested.copied([circle, circle])
+    assert again[0] is again[1] is not circle
 
 
 def test_an_update_hands_a_closure_to_an_optimizer_that_takes_one() -> None:

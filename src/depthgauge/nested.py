@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -52,15 +53,17 @@ def items(value: object) -> Iterable[tuple[Any, Any]]:
     return ()
 
 
-def mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def mapped(
+    value: Any, function: Callable[[torch.Tensor], torch.Tensor], other: Callable[[Any], Any] = lambda value: value
+) -> Any:
     """The same structure with a function applied to every tensor, in containers of its own.
 
-    Dictionaries keep their type, other mappings become dictionaries, the rest stays.
+    Dictionaries keep their type, other mappings become dictionaries, the rest stays, or is what `other` makes of it.
     """
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        changed = {key: mapped(item, function) for key, item in value.items()}
+        changed = {key: mapped(item, function, other) for key, item in value.items()}
         if type(value) is dict or not isinstance(value, dict | UserDict):  # whose copies share nothing with them
             return changed
         again = copy(value)
@@ -68,17 +71,92 @@ def mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
             again[key] = item
         return again
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(item, function) for item in value))
+        return type(value)(*(mapped(item, function, other) for item in value))
     if isinstance(value, list | tuple):
-        return type(value)(mapped(item, function) for item in value)
-    return value
+        return type(value)(mapped(item, function, other) for item in value)
+    return other(value)
 
 
-def copied(value: Any) -> Any:
-    """The same tensors in lists, tuples and dictionaries of their own: taking one out of them changes nothing else."""
-    if isinstance(value, dict | UserDict) or type(value) in (list, tuple):
-        return mapped(value, lambda tensor: tensor)
-    return value
+def copied(value: Any, function: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> Any:
+    """The same tensors in containers and objects of their own: what is taken out or assigned there stays there.
+
+    An object that holds tensors is one of its own where it can be copied and has attributes (a frozen dataclass has
+    none to assign); what it refers to stays, but tensors, containers and objects that hold tensors.
+
+    Args:
+        value: a batch.
+        function: is applied to every tensor, those of objects too.
+    """
+    return _Copying(function).whole(value)
+
+
+def held(value: Any) -> list[torch.Tensor]:
+    """All tensors of a batch, those that its objects hold among them."""
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    copied(value, note)
+    return found
+
+
+class _Copying:
+    """Copies of the objects in one batch; one that is there twice is one copy."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._function = function
+        self._made: dict[int, Any] = {}
+
+    def whole(self, value: Any) -> Any:
+        """A value, or its copy."""
+        return mapped(value, self._function, self._object)
+
+    def _object(self, value: Any) -> Any:
+        if id(value) in self._made:
+            return self._made[id(value)]
+        self._made[id(value)] = value  # where it refers to itself
+        if not _holds(value, OBJECTS):
+            return value
+        try:
+            again = self._made[id(value)] = copy(value)
+            for content in _contents(again):
+                for name, item in list(content.items()):
+                    if type(item) in (dict, list, tuple) or _holds(item, OBJECTS - 1):
+                        content[name] = self.whole(item)
+        except Exception:  # noqa: BLE001 - a user's class may refuse in any way, and is handed on as it is then
+            self._made[id(value)] = again = value
+        return again
+
+
+OBJECTS = 3  # within each other, that are looked into for tensors
+_OF_OTHERS = {"builtins", "collections", "numpy", "torch", "weakref"}
+
+
+def _contents(value: Any) -> list[Any]:
+    """Where an object keeps its attributes: its own dictionary, or those of the stores of a graph (PyTorch Geometric).
+
+    Those of a frozen dataclass, a class and a module are none.
+    """
+    kind = type(value)
+    if isinstance(value, type | torch.nn.Module | Iterator | Mapping) or not hasattr(value, "__dict__"):
+        return []
+    if kind.__module__.partition(".")[0] in _OF_OTHERS:
+        return []
+    if is_dataclass(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]  # every one has them
+        return []
+    of_graph = any(base.__module__.startswith("torch_geometric.data") for base in kind.__mro__)
+    return list(value.stores) if of_graph and hasattr(kind, "stores") else [vars(value)]
+
+
+def _holds(value: Any, objects: int) -> bool:
+    """Tell whether a value is or holds a tensor or an array, in containers and objects of its own."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return True
+    if isinstance(value, dict | list | tuple):
+        return any(_holds(item, objects - 1) for _, item in items(value)) if objects else False
+    return bool(objects) and any(_holds(item, objects - 1) for content in _contents(value) for item in content.values())
 
 
 def scores(output: object) -> torch.Tensor:

@@ -265,14 +265,15 @@ class Training:
         """The loss of a batch, a scalar.
 
         Args:
-            batch: one of `first`; the loss gets containers of its own, and copies where it writes (`x.div_(255)`).
+            batch: one of `first`; the loss gets containers and objects of its own, and copies where it writes (`x.div_(255)`).
             model: in place of its own: a compiled one, a copy.
 
         Raises:
             WorkloadError: the loss returns something else, or no gradient can be had of it where gradients are enabled.
         """
-        given = nested.mapped(batch, copy_of) if self._writes in ([], [True]) else nested.copied(batch)
-        before = [version(each) for _, each in nested.tensors(given)]
+        given = nested.copied(batch, copy_of) if self._writes in ([], [True]) else nested.copied(batch)
+        tensors = [] if self._writes else nested.held(given)
+        before = [version(each) for each in tensors]
         value = (self.loss or default_loss)(model or self.model, given)
         if not isinstance(value, Tensor):
             raise WorkloadError(f"the loss is a {type(value).__name__}, where a tensor of one number was expected")
@@ -280,8 +281,8 @@ class Training:
             raise WorkloadError(f"the loss has the shape {tuple(value.shape)}, where one number was expected")
         if value.is_complex():
             raise WorkloadError("the loss is complex, where a real number was expected")
-        if not self._writes and given is not batch:
-            self._writes.append(before != [version(each) for _, each in nested.tensors(given)])
+        if not self._writes:
+            self._writes.append(before != [version(each) for each in tensors])
         if torch.is_grad_enabled() and not value.requires_grad:
             raise WorkloadError("the loss depends on no parameter that trains, so that it has no gradient")
         return value.reshape(())
