@@ -30,12 +30,19 @@ def random_states_kept(others: Iterable[torch.Generator] = ()) -> Iterator[None]
 
 
 @contextmanager
-def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
+def restored(
+    modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None = None, *others: object
+) -> Iterator[None]:
     """Undo the block's changes to weights, gradients, buffers, modes, flags and hooks of modules, and to an optimizer.
 
     A lazy layer that gets its sizes within the block keeps them.
+
+    Args:
+        modules: each part is put back once.
+        optimizer: with those that it holds.
+        others: further optimizers, and schedulers.
     """
-    parts = [part for module in modules for part in module.modules()]
+    parts = list({id(part): part for module in modules for part in module.modules()}.values())
     places = _Places()
     open_ = [part for part in parts if not (isinstance(part, torch.jit.ScriptModule) or has_no_sizes(part))]
     for part in open_:  # parts of the others cannot be replaced, or will be
@@ -48,10 +55,10 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
     plain = [(part, {name: value for name, value in vars(part).items() if name not in _DICTIONARIES}) for part in open_]
     modes = [(part, part.training) for part in parts]
     owned = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    for stepped in _optimizers(optimizer):
-        places.add(stepped.param_groups)
-        places.add(stepped.state)
-        places.add(vars(stepped))  # hooks, and what schedulers leave there
+    for stepped in (each for given in (optimizer, *others) for each in _optimizers(given)):
+        places.add(getattr(stepped, "param_groups", None))
+        places.add(getattr(stepped, "state", None))
+        places.add(vars(stepped))  # hooks, and what schedulers leave there; a scheduler's numbers
     tensors = {id(each): each for each in (*owned, *places.tensors)}
     hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
     snapshots = [Snapshot.of(each) for each in tensors.values() if not (nn.parameter.is_lazy(each) or each.is_meta)]
@@ -86,8 +93,8 @@ def _unassign(part: nn.Module, before: dict[str, Any]) -> None:
     now.update({name: before[name] for name in before.keys() - now.keys()})
 
 
-def _optimizers(optimizer: torch.optim.Optimizer | None) -> Iterator[torch.optim.Optimizer]:
-    """The optimizer, and those that it holds and steps."""
+def _optimizers(optimizer: object) -> Iterator[object]:
+    """The optimizer, and those that it holds and steps; or a scheduler."""
     if optimizer is None:
         return
     yield optimizer

@@ -24,6 +24,7 @@ from depthgauge.environment import memory_gib
 from depthgauge.factories import Input
 from depthgauge.foreign import describe_error
 from depthgauge.formats.arguments import kind, real
+from depthgauge.reaching import Reached
 from depthgauge.restoring import random_states_kept, restored
 from depthgauge.updating import copy_of, generators_of, update, version
 
@@ -182,6 +183,7 @@ class Training:
     optimizer: torch.optim.Optimizer | None = None
     _taken: list[Any] = field(default_factory=list, init=False, repr=False)
     _writes: list[bool] = field(default_factory=list, init=False, repr=False)
+    _reached: list[Reached] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -265,7 +267,7 @@ class Training:
         """The loss of a batch, a scalar.
 
         Args:
-            batch: one of `first`; the loss gets containers and objects of its own, and copies where it writes (`x.div_(255)`).
+            batch: one of `first`; the loss gets its own containers and objects, copies where it writes (`x.div_(255)`).
             model: in place of its own: a compiled one, a copy.
 
         Raises:
@@ -296,11 +298,31 @@ class Training:
     def untouched(self) -> Iterator[None]:
         """Undo the block's changes to weights, gradients, buffers, modes, hooks, optimizer and random states.
 
+        Also those of other modules, optimizers and schedulers that the loss or the optimizer's hooks reach.
+
         A lazy layer that gets its sizes within the block keeps them. Of modules' other attributes, flags are put back
         ("hooks are installed"); numbers that count calls stay changed, and lists that losses are appended to.
         """
-        with random_states_kept(), restored(self.modules, self.optimizer):
+        reached = self.reached
+        with random_states_kept(), restored([*self.modules, *reached.modules], self.optimizer, *reached.steppers):
             yield
+
+    @contextmanager
+    def reaching(self) -> Iterator[Reached]:
+        """Collect what it reaches, once for all that is put back within the block."""
+        found = Reached.of(self.modules, self.loss, self.optimizer, self.batches)
+        self._reached.append(found)
+        try:
+            yield found
+        finally:
+            self._reached.remove(found)
+
+    @property
+    def reached(self) -> Reached:
+        """What it reaches beside `modules`: as collected last by `reaching`, or now."""
+        if self._reached:
+            return self._reached[-1]
+        return Reached.of(self.modules, self.loss, self.optimizer, self.batches)
 
     @property
     def writes(self) -> bool:

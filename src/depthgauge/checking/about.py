@@ -31,7 +31,7 @@ class About:
         threads: intra-op threads of the CPU.
         started: the moment, in UTC.
         seconds: what the check took.
-        note: what a reader has to know of the training: that its batches are drawn at random.
+        note: what a reader has to know of the training: that its batches are drawn at random, what is left changed.
     """
 
     name: str = ""

@@ -16,11 +16,12 @@ from depthgauge import probe
 from depthgauge.checking import first_minute, late, observing, raising, upstream
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, most_severe, undecided
-from depthgauge.checking.attributes import attributes_kept
+from depthgauge.checking.attributes import attributes_kept, left_changed
 from depthgauge.checking.questions import Question, named
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.result import Checked
 from depthgauge.checking.subject import Clock, Subject
+from depthgauge.checking.words import listed
 from depthgauge.foreign import contained, describe_error
 from depthgauge.restoring import random_states_kept
 from depthgauge.workload import LoaderError, OtherModelError, Training, WorkloadError, check_training
@@ -66,9 +67,10 @@ def check(
     kernels()
     clock = Clock(seconds)  # a minute of a compiler's is none of the questions'
     tell("one pass, forward and backward")
-    with attributes_kept(training), gradients_kept(unregistered(training).values()):
+    with attributes_kept(training), gradients_kept(unregistered(training).values()), left_changed(training) as changed:
         found = _checked(training, wanted, clock, tell)
-    return dataclasses.replace(found, about=about(training, began))
+    note = f"The check has left {listed(changed)} changed: too large to be put back" if changed else ""
+    return dataclasses.replace(found, about=dataclasses.replace(about(training, began), note=note))
 
 
 def _checked(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from depthgauge import nested
-from depthgauge.checking.attributes import OWN
+from depthgauge.reaching import OWN
 
 _ABSENT = object()
 

@@ -89,7 +89,9 @@ class Checked(Found):
 
     def named(self, name: str, note: str = "") -> Checked:
         """The same under another name, that of the factory that made the training, with a note on it."""
-        return replace(self, about=replace(self.about, name=name, note=note))
+        return replace(
+            self, about=replace(self.about, name=name, note=". ".join(filter(None, (note, self.about.note))))
+        )
 
     def __repr__(self) -> str:
         """The statuses in a line."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from depthgauge.checking.answers import Answer, Finding, Measure, Status
-from depthgauge.checking.attributes import takes_on
+from depthgauge.checking.attributes import left_changed, takes_on
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.reproducibility import (
     accumulating,
@@ -22,7 +22,7 @@ from depthgauge.checking.questions.reproducibility import (
 )
 from depthgauge.checking.questions.reproducibility.figure import draw
 from depthgauge.checking.subject import Subject
-from depthgauge.checking.words import percent
+from depthgauge.checking.words import listed, percent
 from depthgauge.foreign import contained, describe_error
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def _repeated(asked: _Asked) -> None:
     subject.tell("two equal runs")
     batches = subject.batches(steps)
     batches = [batches[step % len(batches)] for step in range(steps)]
-    one, other = (repeating.run(subject.training, batches) for _ in range(2))
+    with left_changed(subject.training) as changed:
+        one, other = (repeating.run(subject.training, batches) for _ in range(2))
     found = repeating.compared(one, other)
     asked.epsilon, asked.tables["equal runs"] = repeating.epsilon_of(one), found.table
     asked.measure = Measure(
@@ -109,6 +110,9 @@ def _repeated(asked: _Asked) -> None:
     )
     if found.first is not None and found.difference > found.rounding and takes_on(subject.training):
         asked.said.append("two runs cannot be compared: the loss takes from an iterator, which goes on")
+        return
+    if found.first is not None and changed:
+        asked.missing.append(f"two equal runs: {listed(changed)} is written to, and too large to be put back")
         return
     count = f"{found.steps} steps" if found.steps > 1 else "one step"
     asked.found(

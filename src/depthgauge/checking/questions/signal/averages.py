@@ -22,7 +22,6 @@ from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.parameters import held_by
 from depthgauge.checking.questions.signal.holders import within
 from depthgauge.checking.steps import step
-from depthgauge.restoring import restored
 from depthgauge.workload import Training
 
 STEPS = 4
@@ -72,7 +71,7 @@ def findings(training: Training) -> Iterator[Finding]:
     followers = _followers(training, modules)
     if not followers:
         return
-    with attributes_kept(training), training.untouched(), restored(modules):
+    with attributes_kept(training), training.untouched():
         for place, batch in enumerate(training.known(STEPS)):
             if not _stepped(training, batch, followers, first=not place):
                 return

@@ -22,7 +22,7 @@ def findings(wiring: Wiring) -> Iterator[Finding]:
 def _unregistered(wiring: Wiring) -> Iterator[Finding]:
     later = wiring.later.held if wiring.later else set()
     used = [name for name in wiring.others if name in wiring.passed.held | later]
-    free = [name for name in used if id(wiring.others[name]) not in wiring.held]
+    free = [name for name in used if id(wiring.others[name]) not in wiring.stepped]
     inner = [name for name in free if name.startswith("loss.") and isinstance(wiring.others[name], nn.Parameter)]
     inner = [name for name in inner if name.count(".") > 1]  # a module's that the loss uses, such as the other of a GAN
     alone = [name for name in inner if _is_of_a_loss(name, inner)]
@@ -70,7 +70,7 @@ def _optimizer(wiring: Wiring) -> Iterator[Finding]:
     if training.optimizer is None:
         return
     parameters = wiring.parameters
-    missing = {name for name in passed.given if id(parameters[name]) not in wiring.held}
+    missing = {name for name in passed.given if id(parameters[name]) not in wiring.stepped}
     stale = _stale(wiring)
     parts = [
         part for part, _ in by_part(training.model, missing, {n for n, p in parameters.items() if p.requires_grad})

@@ -45,6 +45,12 @@ class Wiring:
         """Ids of what the optimizer holds; empty without one."""
         return set(map(id, held_by(self.training.optimizer)))
 
+    @cached_property
+    def stepped(self) -> set[int]:
+        """Ids of what it or another optimizer holds that the training reaches, as that of a GAN's other half."""
+        others = self.training.reached.steppers
+        return self.held | {id(tensor) for each in others if hasattr(each, "param_groups") for tensor in held_by(each)}
+
 
 def by_part(model: nn.Module, names: set[str], trained: set[str]) -> Iterator[tuple[str, list[str]]]:
     """Parameters by the largest module all of whose trained ones are among them, or by themselves."""
