@@ -1,4 +1,4 @@
-"""What a training reaches: modules, optimizers and schedulers, objects, containers, tensors, generators and names.
+"""All that a training reaches: modules, optimizers and schedulers, objects, containers, tensors, generators and names.
 
 A walk from modules, loss, optimizer and data over attributes, containers, hooks, closures, and the globals that the
 user's own functions name, so that all of it can be put back after a use of the training.
@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -34,6 +35,7 @@ CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 DEEP = 6  # a container or function within another takes 1 of it, an object 2
 MOST = 20_000  # things that are looked at
+LARGEST = 2**28  # bytes of a further module that is copied, where the given ones are not larger still
 LONG = 10_000  # items of a container that is looked into
 _OF_OTHERS = {"torch", "numpy", "pandas", *sys.stdlib_module_names}
 _HELD = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
@@ -42,10 +44,11 @@ _STATE = {"state", "param_groups", "defaults"}
 
 @dataclass(eq=False)
 class Reached:
-    """What was found, each thing once.
+    """All things that were found, each once.
 
     Attributes:
         modules: beside those that were given, none within another.
+        large: by name, others that take more than `LARGEST` bytes, and more than those that were given.
         parts: of all modules, the given ones too.
         steppers: optimizers and schedulers beside the one that was given.
         holders: objects and functions whose attributes the training's code may change.
@@ -60,6 +63,7 @@ class Reached:
     """
 
     modules: list[nn.Module] = field(default_factory=list)
+    large: list[tuple[str, nn.Module]] = field(default_factory=list)
     parts: list[nn.Module] = field(default_factory=list)
     steppers: list[Stepper] = field(default_factory=list)
     holders: list[Any] = field(default_factory=list)
@@ -94,11 +98,13 @@ class _Walk:
         self._later: list[Any] = []
         self._is_data = False
         self._count = 0
+        self._given = 0  # bytes of the given modules
 
     def begin(self, modules: Iterable[nn.Module], optimizer: Any) -> None:
         """Take the given modules and optimizer as known, and what they hold as the first things to look at."""
         for module in modules:
             self._parts(module, DEEP)
+            self._given += _bytes((*module.parameters(), *module.buffers()))
         if optimizer is not None:
             self._met[id(optimizer)] = optimizer
             self._tensors_known(optimizer)
@@ -133,7 +139,10 @@ class _Walk:
     def go(self) -> None:
         """Look at all that waits."""
         while self._waiting:
-            self._visit(*self._waiting.popleft())
+            with suppress(
+                Exception
+            ):  # what a user's object raises when it is looked at, such as a proxy without a target
+                self._visit(*self._waiting.popleft())
 
     def _visit(self, name: str, value: Any, deep: int) -> None:
         found = self.found
@@ -142,7 +151,7 @@ class _Walk:
         elif isinstance(value, Generator):
             found.generators += [] if isinstance(value, random.SystemRandom) else [value]
         elif isinstance(value, nn.Module):
-            self._module(value, deep)
+            self._module(name, value, deep)
         elif isinstance(value, Stepper):
             found.steppers.append(value)
             self._tensors_known(value)
@@ -187,13 +196,18 @@ class _Walk:
                 continue
             hooks = isinstance(each, dict) and (key in OWN or key.startswith("_optimizer_"))
             for inner in list(each.values()) if hooks else [each]:
-                if not isinstance(inner, PLAIN) and not ((hooks or callable(inner)) and _is_ours(inner)):
-                    self.put(f"{name}.{key}", inner, deep)
+                with suppress(Exception):  # as in `go`
+                    if not isinstance(inner, PLAIN) and not ((hooks or callable(inner)) and _is_ours(inner)):
+                        self.put(f"{name}.{key}", inner, deep)
 
-    def _module(self, module: nn.Module, deep: int) -> None:
+    def _module(self, name: str, module: nn.Module, deep: int) -> None:
         inside = {id(part) for part in module.modules()}
         self.found.modules[:] = [each for each in self.found.modules if id(each) not in inside]
-        self.found.modules.append(module)
+        new = [each for each in (*module.parameters(), *module.buffers()) if id(each) not in self._met]
+        if _bytes(new) > max(LARGEST, self._given):
+            self.found.large.append((name, module))
+        else:
+            self.found.modules.append(module)
         self._parts(module, deep - 2)
 
     def _parts(self, module: nn.Module, deep: int) -> None:
@@ -216,16 +230,17 @@ class _Walk:
             self._met.update((id(each), each) for each in group["params"])
 
     def _function(self, function: FunctionType, deep: int) -> None:
-        cells = [each for each in function.__closure__ or () if _is_filled(each)]
-        for cell in cells:
-            self.put("loss", cell.cell_contents, deep)
+        closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        cells = [(name, cell) for name, cell in closure if _is_filled(cell)]
+        for name, cell in cells:
+            self.put(name, cell.cell_contents, deep)
         for name, each in vars(function).items():
             self.put(name, each, deep)
         around = function.__globals__
         if not (is_own(around.get("__name__")) or around.get("__name__") == self._beside):
             return
         self.found.holders.append(function)
-        self.found.cells += cells
+        self.found.cells += [cell for _, cell in cells]
         for each in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.put(function.__name__, each, deep)
         self._names(around, list(_names(function.__code__)), deep)
@@ -284,6 +299,10 @@ def _is_ours(value: Any) -> bool:
         value = value.func if isinstance(value, functools.partial) else value.__func__
     names = (getattr(value, "__module__", None), type(value).__module__)
     return any(isinstance(name, str) and name.partition(".")[0] == "depthgauge" for name in names)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(each.numel() * each.element_size() for each in tensors if not nn.parameter.is_lazy(each))
 
 
 def _is_filled(cell: CellType) -> bool:

@@ -319,7 +319,7 @@ class Training:
 
     @property
     def reached(self) -> Reached:
-        """What it reaches beside `modules`: as collected last by `reaching`, or now."""
+        """All that it reaches beside `modules`: as collected last by `reaching`, or now."""
         if self._reached:
             return self._reached[-1]
         return Reached.of(self.modules, self.loss, self.optimizer, self.batches)

@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,9 +19,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import depthgauge
-from depthgauge import Training
+from depthgauge import Training, reaching
 from depthgauge.checking import attributes, card
-from depthgauge.checking.attributes import attributes_kept
+from depthgauge.checking.attributes import attributes_kept, left_changed
 from depthgauge.checking.questions.reproducibility.calls import recorded
 from depthgauge.checking.steps import step
 from depthgauge.reaching import Reached
@@ -232,6 +233,25 @@ def test_what_is_too_large_is_told(large: bool, monkeypatch: pytest.MonkeyPatch)
     assert not {"unseeded", "order_of_sums"} & {each.kind for each in found.answers["reproducibility"].findings}
 
 
+def test_a_module_that_is_too_large_is_not_copied_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reaching, "LARGEST", 16)
+    model, large = net(4, 2), net(4, 4, 2)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with torch.no_grad():
+            large[1].bias += 1
+        return plain(model, batch) + 0 * large(batch[0]).detach().mean()
+
+    training = stepped(model, loss)
+    found = Reached.of([model], loss, None, [])
+    assert ([name for name, _ in found.large], found.modules) == (["large"], [])
+    with attributes_kept(training), left_changed(training) as changed, training.untouched():
+        training.value(training.first()[0])
+    assert changed == ["large.1.bias"]
+    monkeypatch.undo()
+    assert Reached.of([model], loss, None, []).modules == [large]
+
+
 # -- what is left alone ------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +267,7 @@ def test_the_walk_ends() -> None:
     model: Any = net(4, 2)
     circle: dict[str, Any] = {"model": model, "step": warm}
     circle["self"] = model.circle = circle
+    circle["gone"] = weakref.proxy(net(1, 1))  # which raises at any look
 
     def stream() -> Iterator[int]:
         yield 1

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from depthgauge.reaching import CONTAINERS, OWN, PLAIN, Generator, Reached
+from depthgauge.reaching import CONTAINERS, LONG, OWN, PLAIN, Generator, Reached
 from depthgauge.restoring import Snapshot, has_no_sizes
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.updating import version
@@ -64,7 +65,12 @@ def left_changed(training: Training) -> Iterator[list[str]]:
     Yields:
         The names, which are there after the block.
     """
-    before = [(name, each, version(each), _sample(each)) for name, each in _shared_out(training.reached)[1]]
+    reached = training.reached
+    looked_at = [*_shared_out(reached)[1]]
+    for place, module in reached.large:
+        named = (*module.named_parameters(), *module.named_buffers())
+        looked_at += [(f"{place}.{name}", each) for name, each in named if _has_numbers(each)]
+    before = [(name, each, version(each), _sample(each)) for name, each in looked_at]
     names: list[str] = []
     try:
         yield names
@@ -149,10 +155,19 @@ def _refilling(value: Any) -> Callable[[], object]:
     content = value.copy()
 
     def restore() -> None:
+        if len(content) > LONG and _equal(value, content):  # millions of rows, which would be written anew each time
+            return
         value.clear()
         (value.extend if isinstance(value, list | deque) else value.update)(content)
 
     return restore
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # noqa: BLE001 - tensors that were exchanged, which have no one truth value
+        return False
 
 
 def _shared_out(reached: Reached) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
@@ -175,4 +190,5 @@ def _sample(tensor: Tensor) -> Tensor:
 
 def _has_numbers(tensor: Tensor) -> bool:
     """Tell whether it has numbers that can be changed."""
-    return not (tensor.is_meta or tensor.is_inference() or nn.parameter.is_lazy(tensor))
+    empty = tensor.is_meta or nn.parameter.is_lazy(tensor) or isinstance(tensor, FakeTensor)
+    return not (empty or tensor.is_inference() or tensor.is_nested)
