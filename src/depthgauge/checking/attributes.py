@@ -148,7 +148,9 @@ def _redrawing(value: Generator) -> Callable[[], object]:
         return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     if isinstance(value, random.Random):
         return functools.partial(value.setstate, value.getstate())
-    return functools.partial(value.set_state, value.get_state())
+    if isinstance(value, torch.Generator):
+        return functools.partial(value.set_state, value.get_state())
+    return functools.partial(value.set_state, value.get_state(legacy=True))
 
 
 def _refilling(value: Any) -> Callable[[], object]:
@@ -172,7 +174,9 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _shared_out(reached: Reached) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
     """The tensors that are copied, and those that are too large for it, by name."""
-    kept, left, taken = [], [], 0
+    kept: list[tuple[str, Tensor]] = []
+    left: list[tuple[str, Tensor]] = []
+    taken = 0
     for name, each in reached.tensors:
         if _has_numbers(each):
             size = each.numel() * each.element_size()
