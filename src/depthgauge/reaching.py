@@ -12,7 +12,7 @@ import io
 import random
 import sys
 import sysconfig
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+Numbers = Tensor | np.ndarray[Any, Any]
 Stepper = torch.optim.Optimizer | LRScheduler | ReduceLROnPlateau
 
 OWN = frozenset(vars(nn.Module()))
@@ -53,9 +54,9 @@ class Reached:
         steppers: optimizers and schedulers beside the one that was given.
         holders: objects and functions whose attributes the training's code may change.
         classes: of the user's own.
-        containers: lists, dictionaries, sets, of the exact types.
-        tensors: by name, that no module and no optimizer has.
-        stored: tensors of data sets.
+        containers: lists, dictionaries, sets, and those of subclasses of the user's.
+        tensors: by name, that no module and no optimizer has; arrays too.
+        stored: tensors and arrays of data sets.
         generators: of random numbers.
         cells: of closures.
         names: globals, each with the dictionary that it is in.
@@ -69,8 +70,8 @@ class Reached:
     holders: list[Any] = field(default_factory=list)
     classes: list[type] = field(default_factory=list)
     containers: list[Any] = field(default_factory=list)
-    tensors: list[tuple[str, Tensor]] = field(default_factory=list)
-    stored: list[Tensor] = field(default_factory=list)
+    tensors: list[tuple[str, Numbers]] = field(default_factory=list)
+    stored: list[Numbers] = field(default_factory=list)
     generators: list[Generator] = field(default_factory=list)
     cells: list[CellType] = field(default_factory=list)
     names: list[tuple[dict[str, Any], str]] = field(default_factory=list)
@@ -146,7 +147,7 @@ class _Walk:
 
     def _visit(self, name: str, value: Any, deep: int) -> None:
         found = self.found
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor | np.ndarray):
             found.stored.append(value) if self._is_data else found.tensors.append((name, value))
         elif isinstance(value, Generator):
             found.generators += [] if isinstance(value, random.SystemRandom) else [value]
@@ -159,6 +160,11 @@ class _Walk:
         elif type(value) in CONTAINERS or isinstance(value, tuple):
             found.containers += [] if isinstance(value, tuple) else [value]
             self._items(name, value, deep - 1)
+        elif isinstance(value, CONTAINERS) and is_users(value):
+            found.containers.append(value)
+            found.holders.append(value)
+            self._items(name, value, deep - 1)
+            self._attributes(name, value, deep - 2)
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
             found.iterates = True
         elif deep > 0:
@@ -191,7 +197,8 @@ class _Walk:
                 self.put(f"{name}[{key!r:.40}]", item, deep)
 
     def _attributes(self, name: str, value: Any, deep: int, without: Iterable[str] = ()) -> None:
-        for key, each in list(vars(value).items()):
+        slots = {key: getattr(value, key) for key in slots_of(value) if hasattr(value, key)}
+        for key, each in [*getattr(value, "__dict__", {}).items(), *slots.items()]:
             if key in without:
                 continue
             hooks = isinstance(each, dict) and (key in OWN or key.startswith("_optimizer_"))
@@ -272,12 +279,20 @@ class _Walk:
 
 def is_users(value: object) -> bool:
     """Tell whether it is an object of a class that is neither Python's nor torch's nor NumPy's, or a loss scaler."""
-    if isinstance(value, torch.amp.GradScaler | SimpleNamespace | argparse.Namespace):
+    if isinstance(value, torch.amp.GradScaler | SimpleNamespace | argparse.Namespace | UserDict | UserList):
         return True
     kind = type(value)
     known = kind.__module__.partition(".")[0] in _OF_OTHERS and not is_own(kind.__module__)
     no_object = isinstance(value, type | nn.Module | FunctionType | ModuleType | Enum)
-    return not known and not no_object and isinstance(getattr(value, "__dict__", None), dict)
+    has_any = isinstance(getattr(value, "__dict__", None), dict) or bool(slots_of(value))
+    return has_any and not known and not no_object
+
+
+def slots_of(value: object) -> list[str]:
+    """Names of the attributes that an object keeps beside a dictionary of its own."""
+    given = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__ if is_own(kind.__module__)]
+    names = [name for each in given for name in ([each] if isinstance(each, str) else each)]
+    return [name for name in names if not name.startswith("__")]
 
 
 @functools.cache

@@ -7,10 +7,12 @@ import functools
 import itertools
 import sys
 import weakref
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -196,6 +198,32 @@ def test_attributes_of_functions_and_of_other_modules_of_the_users(monkeypatch: 
 
 
 # -- tensors of containers ---------------------------------------------------------------------------------------------
+
+
+class Slots:
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Table(dict[str, int]):
+    def __setitem__(self, name: str, value: int) -> None:
+        super().__setitem__(name.upper(), value)
+
+
+def test_arrays_slots_and_containers_of_the_users() -> None:
+    array, slots, table, mapping = np.zeros(3), Slots(), Table(), UserDict(count=0)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        np.add(array, 1, out=array)
+        slots.count += 1
+        table["seen"] = slots.count
+        mapping["count"] += 1
+        return plain(model, batch)
+
+    stepped(net(4, 2), loss)
+    assert (array.tolist(), slots.count, table, mapping["count"]) == ([0, 0, 0], 0, {}, 0)
 
 
 class Averaging:

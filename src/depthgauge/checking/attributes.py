@@ -6,6 +6,7 @@ What there is to be put back is told by `reaching`; modules, optimizers and sche
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from depthgauge.reaching import CONTAINERS, LONG, OWN, PLAIN, Generator, Reached
+from depthgauge.reaching import CONTAINERS, LONG, OWN, PLAIN, Generator, Numbers, Reached, slots_of
 from depthgauge.restoring import Snapshot, has_no_sizes
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.updating import version
@@ -70,16 +71,12 @@ def left_changed(training: Training) -> Iterator[list[str]]:
     for place, module in reached.large:
         named = (*module.named_parameters(), *module.named_buffers())
         looked_at += [(f"{place}.{name}", each) for name, each in named if _has_numbers(each)]
-    before = [(name, each, version(each), _sample(each)) for name, each in looked_at]
+    before = [(name, each, _sample(each)) for name, each in looked_at]
     names: list[str] = []
     try:
         yield names
     finally:
-        names += [
-            name
-            for name, each, count, sample in before
-            if version(each) != count or not torch.equal(_sample(each), sample)
-        ]
+        names += [name for name, each, sample in before if _sample(each) != sample]
 
 
 def reseed(generators: list[Generator], seed: int) -> None:
@@ -96,8 +93,12 @@ def reseed(generators: list[Generator], seed: int) -> None:
 def _undoing(reached: Reached) -> Iterator[Callable[[], object]]:
     """What puts back all that was reached, but generators, modules, optimizers and schedulers."""
     parts = [part for part in reached.parts if not has_no_sizes(part)]  # whose sizes come with its first call, and stay
-    for holder in (*parts, *reached.holders):
+    for holder in (*parts, *(each for each in reached.holders if hasattr(each, "__dict__"))):
         yield _reassigning(holder)
+    for holder in reached.holders:
+        for name in slots_of(holder):
+            if hasattr(holder, name):
+                yield functools.partial(object.__setattr__, holder, name, getattr(holder, name))
     for kind in reached.classes:
         yield _of_class(kind)
     for container in reached.containers:
@@ -106,9 +107,9 @@ def _undoing(reached: Reached) -> Iterator[Callable[[], object]]:
         yield functools.partial(setattr, cell, "cell_contents", cell.cell_contents)
     for around, name in reached.names:
         yield functools.partial(around.__setitem__, name, around[name])
-    stored = [each for each in reached.stored if _has_numbers(each) and each.numel() <= SMALL]
-    for tensor in (*(each for _, each in _shared_out(reached)[0]), *stored):
-        yield torch.no_grad()(Snapshot.of(tensor).restore)
+    stored = [each for each in reached.stored if _has_numbers(each) and math.prod(each.shape) <= SMALL]
+    for each in (*(each for _, each in _shared_out(reached)[0]), *stored):
+        yield torch.no_grad()(Snapshot.of(each).restore) if isinstance(each, Tensor) else _rewriting(each)
 
 
 def _reassigning(holder: Any) -> Callable[[], object]:
@@ -154,15 +155,20 @@ def _redrawing(value: Generator) -> Callable[[], object]:
 
 
 def _refilling(value: Any) -> Callable[[], object]:
-    content = value.copy()
+    kind: Any = next(each for each in type(value).__mro__ if each in CONTAINERS)  # whatever a subclass makes of it
+    content = dict(kind.items(value)) if isinstance(value, dict) else list(kind.__iter__(value))
 
     def restore() -> None:
         if len(content) > LONG and _equal(value, content):  # millions of rows, which would be written anew each time
             return
-        value.clear()
-        (value.extend if isinstance(value, list | deque) else value.update)(content)
+        kind.clear(value)
+        (kind.extend if isinstance(value, list | deque) else kind.update)(value, content)
 
     return restore
+
+
+def _rewriting(array: Any) -> Callable[[], object]:
+    return functools.partial(np.copyto, array, array.copy())
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -172,27 +178,34 @@ def _equal(one: Any, other: Any) -> bool:
         return False
 
 
-def _shared_out(reached: Reached) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
-    """The tensors that are copied, and those that are too large for it, by name."""
-    kept: list[tuple[str, Tensor]] = []
-    left: list[tuple[str, Tensor]] = []
+def _shared_out(reached: Reached) -> tuple[list[tuple[str, Numbers]], list[tuple[str, Numbers]]]:
+    """The tensors and arrays that are copied, and those that are too large for it, by name."""
+    kept: list[tuple[str, Numbers]] = []
+    left: list[tuple[str, Numbers]] = []
     taken = 0
     for name, each in reached.tensors:
         if _has_numbers(each):
-            size = each.numel() * each.element_size()
+            size = each.nbytes
             fits = size <= LARGE and taken + size <= MOST
             (kept if fits else left).append((name, each))
             taken += size if fits else 0
     return kept, left
 
 
-def _sample(tensor: Tensor) -> Tensor:
-    if tensor.layout is not torch.strided or not tensor.is_contiguous():
-        return torch.zeros(0)
-    return tensor.detach().view(-1)[:: max(1, tensor.numel() // SAMPLE)].clone().nan_to_num()
+def _sample(numbers: Numbers) -> bytes:
+    """The bits of some of them, and for a tensor how often it was written to."""
+    step = max(1, math.prod(numbers.shape) // SAMPLE)
+    if not isinstance(numbers, Tensor):
+        return numbers.ravel()[::step].tobytes() if numbers.flags.c_contiguous else b""
+    count = version(numbers).to_bytes(8, "big")
+    if numbers.layout is not torch.strided or not numbers.is_contiguous():
+        return count
+    return count + numbers.detach().view(-1)[::step].contiguous().view(torch.uint8).cpu().numpy().tobytes()
 
 
-def _has_numbers(tensor: Tensor) -> bool:
+def _has_numbers(tensor: Numbers) -> bool:
     """Tell whether it has numbers that can be changed."""
+    if not isinstance(tensor, Tensor):
+        return bool(tensor.flags.writeable)
     empty = tensor.is_meta or nn.parameter.is_lazy(tensor) or isinstance(tensor, FakeTensor)
     return not (empty or tensor.is_inference() or tensor.is_nested)
