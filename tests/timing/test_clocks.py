@@ -148,6 +148,28 @@ def test_peak_memory_sees_what_was_given_back():
     assert told is None or 0.8 * size <= told < 1.2 * size  # other pages of the process come and go meanwhile
 
 
+def test_events_are_recorded_on_the_stream_of_their_own_device(queue, monkeypatch):
+    streams = []
+
+    class Event(type(queue.event())):
+        def __init__(self, *, enable_timing):
+            assert enable_timing
+            super().__init__(queue)
+
+        def record(self, stream="the current device's"):
+            streams.append(stream)
+            super().record()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: queue.synchronize())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    seconds = timing.clock("cuda:1").time(lambda: queue.launch(KERNEL), 10)
+    assert seconds == pytest.approx(10 * KERNEL, rel=0.01)
+    assert streams == ["stream of cuda:1"] * 2
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_events_agree_with_a_synchronized_clock():

@@ -68,6 +68,16 @@ def default_device() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("default_device")
+def test_the_device_that_is_waited_for_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert [subject._on(each) for each in ("cpu", "cuda")] == ["cpu", "cuda"]
+    assert not current  # torch takes none without a number
+    assert subject._on("cuda:1") == "cuda:1"
+    assert current == [torch.device("cuda:1")]
+
+
+@pytest.mark.usefixtures("default_device")
 def test_time_is_told_by_operator_where_torch_runs_one() -> None:
     subjects = prepared("x @ x", "import torch; x = torch.ones(64, 64)", device="cpu")
     answer = subjects.why(key="a", by="operator")

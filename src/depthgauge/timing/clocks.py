@@ -69,11 +69,33 @@ class Device:
         import torch
 
         def event() -> Event:
-            with torch.cuda.device(name):
-                made: Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's own
-            return made
+            return _OnStream(name, torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]  # torch's own
 
         return Device(name, lambda: torch.cuda.synchronize(name), event)
+
+
+@dataclass(frozen=True)
+class _OnStream:
+    """An event of the device's own stream: by itself it would be recorded on the current device's.
+
+    Attributes:
+        name: the device.
+        made: torch's event.
+    """
+
+    name: str
+    made: Any
+
+    def record(self) -> None:
+        import torch
+
+        self.made.record(torch.cuda.current_stream(self.name))
+
+    def synchronize(self) -> None:
+        self.made.synchronize()
+
+    def elapsed_time(self, end_event: Any, /) -> float:
+        return float(self.made.elapsed_time(end_event.made))
 
 
 class Clock(Protocol):

@@ -123,10 +123,13 @@ def _loop(statement: str, names: dict[str, Any]) -> Loop:
 
 
 def _on(device: str) -> str:
-    """Makes it torch's default device."""
+    """Makes it torch's default device, and CUDA's current one, for which the clock waits."""
     import torch  # noqa: PLC0415 - statements without a device need none
 
     torch.set_default_device(device)
+    asked = torch.device(device)
+    if asked.type == "cuda" and asked.index is not None:  # without a number it is the current one already
+        torch.cuda.set_device(asked)
     return device
 
 
