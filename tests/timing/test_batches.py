@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from depthgauge import timing
-from depthgauge.timing.batches import _searched, rounds_in_turns
+from depthgauge.timing.batches import _limited, _searched, rounds_in_turns
 from depthgauge.timing.clocks import Work
 
 WIDTH, CLASSES = 16, 4
@@ -150,6 +150,23 @@ def test_other_errors_pass_and_a_cpu_is_not_tried() -> None:
     found = timing.largest_batch(lacking(10), 1000, "cpu")
     assert found.batch is None
     assert "ended by the system" in found.why
+
+
+@pytest.mark.parametrize(("name", "index", "before"), [("cuda", 1, 1.0), ("cuda:0", 0, 0.8), ("cuda", 1, 0.05)])
+def test_a_share_of_the_memory_is_of_one_device_and_what_was_allowed_comes_back(
+    monkeypatch: pytest.MonkeyPatch, name: str, index: int, before: float
+) -> None:
+    shares = {0: 1.0, 1: 1.0, index: before}
+
+    def limit(share: float, device: int) -> None:  # torch takes no "cuda" without a number
+        shares[int(device)] = share
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", shares.__getitem__, raising=False)
+    with _limited(timing.Device(name), 0.1):
+        assert shares == {0: 1.0, 1: 1.0, index: min(before, 0.1)}
+    assert shares == {0: 1.0, 1: 1.0, index: before}
 
 
 @pytest.mark.cuda

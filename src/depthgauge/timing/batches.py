@@ -159,7 +159,7 @@ def largest_batch(
         step: as in `batch_curve`.
         most: largest batch to try.
         device: the work's device.
-        memory: share of the device's memory that this process may use meanwhile.
+        memory: share of the device's memory that this process may use meanwhile; no more than it might before.
         ratio: the search ends where the batch that does not fit is at most this times the one that does; 1: to the
             example.
 
@@ -233,14 +233,18 @@ def _free(device: Device) -> None:
 
 @contextmanager
 def _limited(device: Device, share: float) -> Iterator[None]:
-    """Let this process use a share of the device's memory within the block."""
+    """Let this process use a share of the device's memory within the block, and what it might before afterwards."""
     if share >= 1 or not device.name.startswith("cuda"):
         yield
         return
     import torch
 
-    torch.cuda.set_per_process_memory_fraction(share, device.name)
+    index = torch.device(device.name).index
+    index = torch.cuda.current_device() if index is None else index  # a share wants one
+    told = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # not every torch tells it
+    before = 1.0 if told is None else float(told(index))
+    torch.cuda.set_per_process_memory_fraction(min(share, before), index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device.name)
+        torch.cuda.set_per_process_memory_fraction(before, index)
