@@ -13,7 +13,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from depthgauge import environment, roofline, timing
+from depthgauge import environment, float32, roofline, timing
 from depthgauge.environment import DeviceError
 from depthgauge.operations import counting
 
@@ -88,17 +88,18 @@ def timed(benchmark: BenchmarkFixture) -> Callable[..., None]:
         """Warm caches unless `cold`; `counted` is what to count operations of, where that is not `work` itself."""
         place = timing.Device.named(device)
         clock = timing.clock(place)
-        first = clock.time(work)
-        peak = timing.peak_memory(work, place)
-        with counting() as operations:
-            (counted or work)()
-        left = timing.unfinished(timing.DeviceClock(place), place, work)
-        assert left < 0.1, f"the timer leaves {100 * left:.0f} % of the work unfinished"
-        benchmark.group = group
-        if cold:
-            benchmark.pedantic(work, setup=timing.evict(place), rounds=20)
-        else:
-            benchmark(work)
+        with float32.multiplied(tf32=dtype == "tf32"):
+            first = clock.time(work)
+            peak = timing.peak_memory(work, place)
+            with counting() as operations:
+                (counted or work)()
+            left = timing.unfinished(timing.DeviceClock(place), place, work)
+            assert left < 0.1, f"the timer leaves {100 * left:.0f} % of the work unfinished"
+            benchmark.group = group
+            if cold:
+                benchmark.pedantic(work, setup=timing.evict(place), rounds=20)
+            else:
+                benchmark(work)
         flops = sum(operation.flops for operation in operations)
         moved = sum(operation.bytes for operation in operations)
         benchmark.extra_info.update(

@@ -121,14 +121,9 @@ def test_compiled(timed: Timed, name: str, part: str, device: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", LARGE)
 def test_published(timed: Timed, name: str, dtype: str, part: str, device: str) -> None:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     batch = 64 if name == "resnet50" else 8
     job = Job.build(name, "published", "float32" if dtype == "tf32" else dtype, batch, device)
-    try:
-        _time(timed, job, part, device, dtype, model=name, batch=batch, preset="published")
-    finally:
-        torch.set_float32_matmul_precision(before)
+    _time(timed, job, part, device, dtype, model=name, batch=batch, preset="published")
 
 
 @pytest.mark.parametrize("name", models.names())

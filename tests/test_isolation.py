@@ -27,7 +27,7 @@ import pandas as pd
 import pytest
 import torch
 
-from depthgauge import running
+from depthgauge import float32, running
 from depthgauge.isolation import isolated, preserved, states
 from depthgauge.study import Grid, Study
 
@@ -71,6 +71,11 @@ TABLE: dict[str, tuple[Callable[[], object], Callable[[], Any]]] = {
         lambda: torch.set_autocast_dtype("cpu", torch.float16), lambda: torch.get_autocast_dtype("cpu")
     ),
     "matmul precision": (lambda: torch.set_float32_matmul_precision("medium"), torch.get_float32_matmul_precision),
+    "convolutions in TF32": (
+        lambda: setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32),
+        lambda: torch.backends.cudnn.allow_tf32,
+    ),
+    "precision of all": (lambda: setattr(torch.backends, "fp32_precision", "bf16"), float32.read),
     "flushed subnormals": (
         lambda: torch.set_flush_denormal(True), lambda: float(torch.tensor(1e-323, dtype=torch.float64) * 1)
     ),

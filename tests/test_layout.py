@@ -29,9 +29,8 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         (
-            "architecture conditions copies folder foreign formats frames jsonfile modules nested operations reaching"
-            " restoring"
-            " seeding topics updating verdict version"
+            "architecture conditions copies float32 folder foreign formats frames jsonfile modules nested operations"
+            " reaching restoring seeding topics updating verdict version"
         ),
         "data environment isolation probe stats study theory trace",
         (

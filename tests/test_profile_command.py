@@ -55,7 +55,6 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
     before = torch.get_num_threads()
     yield lambda *words: CliRunner().invoke(main, words, prog_name="depthgauge")
     torch.set_num_threads(before)
-    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from torch import nn
 from depthgauge import Training, roofline
 from depthgauge.operations import Operation
 from depthgauge.profiling import Capture, Profile, ProfileError, TraceError, analyse, capture, parse, read
+from depthgauge.profiling.analysis import _frame
 from depthgauge.profiling.kinds import kernel_kind, operator_kind, tensor_cores
 from depthgauge.profiling.memory import memory
+from depthgauge.profiling.opportunities import _lower
 from depthgauge.profiling.steady import steady
 from depthgauge.profiling.timeline import segments
-from depthgauge.profiling.work import pieces
+from depthgauge.profiling.work import Work, pieces
 from depthgauge.roofline import Ceilings
 
 FLOAT = 4
@@ -244,6 +247,23 @@ def test_a_planted_step_is_partitioned_as_it_was_planted(planted: Profile) -> No
         ("optimizer", "waiting for the host"): 100.0,
     }
     assert planted.waiting == pytest.approx(0.470)
+
+
+@pytest.mark.parametrize(("convolutions", "seconds"), [("tf32", 0.5), ("float32", 1.0), ("", 1.0)])
+def test_convolutions_of_float32_have_a_format_of_their_own(
+    planted: Profile, convolutions: str, seconds: float
+) -> None:
+    """CUDA rounds those to TF32 unless told otherwise, and products not."""
+    gpu = replace(GPU, flops={"float32": 1e12, "tf32": 2e12})
+    work = [
+        Work(name, name, kind, "forward", 0, 0.0, 2.0, (), "float32", 1e12, 1.0)
+        for name, kind in (("aten::mm", "matrix product"), ("aten::convolution", "convolution"))
+    ]
+    frame = _frame(work, replace(planted.capture, ceilings=gpu, convolutions=convolutions))
+    assert list(frame["floor"]) == [1.0, seconds]
+    assert list(frame["format"]) == ["float32", convolutions or "float32"]
+    only = frame[frame["kind"] == "convolution"]
+    assert (_lower(gpu, only, only, 1) is None) == (convolutions == "tf32")  # they are in the narrower one already
 
 
 def test_planted_kernels_are_the_table(planted: Profile) -> None:

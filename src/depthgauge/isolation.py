@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from depthgauge import float32
 from depthgauge.seeding import Purpose, seed_globals
 
 _KEPT = object()  # a chunk finds what there is
@@ -236,13 +237,12 @@ def _torch() -> Iterator[State]:
     def anomaly() -> tuple[bool, bool]:
         return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
 
-    precision = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
     yield State("torch random", torch.get_rng_state, torch.set_rng_state, always=True)
     yield State("torch dtype", torch.get_default_dtype, torch.set_default_dtype, torch.float32)
     yield State("torch device", default_device, set_default_device, "cpu")
     yield State("torch gradients", torch.is_grad_enabled, torch.set_grad_enabled, True)
     yield State("torch threads", torch.get_num_threads, torch.set_num_threads)
-    yield State("torch matmul precision", *precision, "highest")
+    yield State("torch float32", float32.read, float32.write, float32.FULL)
     # Subnormals are among what is measured.
     yield State("torch flushes subnormals", flush, torch.set_flush_denormal, False)
     yield State("torch deterministic", deterministic, set_deterministic, (False, False))

@@ -15,12 +15,11 @@ them in a cache, and is held against the cache's bandwidth.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from depthgauge import environment, seeding, timing
+from depthgauge import environment, float32, seeding, timing
 from depthgauge.seeding import Purpose
 
 if TYPE_CHECKING:
@@ -144,10 +143,10 @@ def ceilings(device: str = "cpu") -> Ceilings:
 
 @cache
 def _measured(device: str, threads: int) -> Ceilings:
-    with _float32("highest"):
+    with float32.multiplied(tf32=False):
         flops = {name: _products(device, name) for name in ("float64", "float32", "bfloat16", "float16")}
     if device != "cpu":
-        with _float32("high"):
+        with float32.multiplied(tf32=True):
             flops["tf32"] = _products(device, "float32")
     levels = tuple(_levels(device, _MEMORY if device == "cpu" else 8 * _MEMORY))
     return Ceilings(device, threads, flops, levels[-1][1], max(rate for _, rate in levels), levels)
@@ -197,15 +196,3 @@ def _best(works: Sequence[Callable[[], object]], device: str) -> list[float]:
     """Seconds of each work's best round, in turns."""
     clock = timing.clock(timing.Device.named(device))
     return [float(seconds) for seconds in timing.rounds_in_turns(clock, list(works), _ROUNDS).min(axis=0)]
-
-
-@contextmanager
-def _float32(precision: str) -> Iterator[None]:
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -9,14 +9,15 @@ All arithmetic is the device's own; nothing is emulated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from depthgauge import formats
+from depthgauge.float32 import multiplied
 from depthgauge.seeding import Purpose, generator
 from depthgauge.timing import saved_by
 
@@ -54,17 +55,9 @@ class Recipe:
         """The context of a forward pass: autocast, or nothing."""
         return nullcontext() if self.autocast is None else torch.autocast(torch.device(device).type, self.autocast)
 
-    @contextmanager
-    def float32_products(self) -> Iterator[None]:
+    def float32_products(self) -> AbstractContextManager[None]:
         """Products of float32 as the recipe asks for; what was set before is put back."""
-        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = self.tf32
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before[0])
-            torch.backends.cudnn.allow_tf32 = before[1]
+        return multiplied(tf32=self.tf32)
 
 
 REFERENCE = "float32"

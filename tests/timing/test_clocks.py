@@ -162,7 +162,7 @@ def test_events_are_recorded_on_the_stream_of_their_own_device(queue, monkeypatc
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: queue.synchronize())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: queue.synchronize())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(torch.cuda, "Event", Event)
     seconds = timing.clock("cuda:1").time(lambda: queue.launch(KERNEL), 10)

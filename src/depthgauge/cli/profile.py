@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from depthgauge import float32
 from depthgauge.cli import output
 from depthgauge.cli.errors import nearest, sentences
 from depthgauge.cli.inputs import input_options
@@ -133,7 +134,8 @@ def profile(
         _check_place(out)
         settings = [_valid({"model": model, **setting}, asked) for model in dict.fromkeys(models)]
         for one in settings:
-            _measure(one, asked, seconds, out)
+            with float32.multiplied(tf32=one["dtype"] == "tf32"):
+                _measure(one, asked, seconds, out)
         render_profiles(out)
 
 
@@ -178,7 +180,6 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
 
     name, device = str(setting["model"]), str(setting["device"])
     torch.set_num_threads(int(setting["threads"]))
-    torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
     training = _training(setting, asked)
     with storage_errors(f"the profile cannot be written to {out}"):
         (out / "profiles").mkdir(parents=True, exist_ok=True)

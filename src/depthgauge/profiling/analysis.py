@@ -16,7 +16,6 @@ from depthgauge.profiling.opportunities import Opportunity, opportunities
 from depthgauge.profiling.steady import steady
 from depthgauge.profiling.timeline import WAITING, segments, timeline
 from depthgauge.profiling.work import Work, pieces
-from depthgauge.roofline import Ceilings
 from depthgauge.stats import Comparison, Estimate, median, time_ratio
 from depthgauge.trace import Trace
 
@@ -105,7 +104,7 @@ def analyse(captured: Capture, trace: Trace) -> Profile:
         raise ValueError("the trace has a step that takes no time")
     trace = steady(trace)
     work = pieces(trace, captured.operations)
-    calls = _frame(work, captured.ceilings, captured.precision)
+    calls = _frame(work, captured)
     steps = len(trace.steps)
     traced = sum(step.end - step.start for step in trace.steps) / steps
     seconds = median(captured.plain, confidence=0.99)
@@ -152,8 +151,10 @@ def analyse(captured: Capture, trace: Trace) -> Profile:
     )
 
 
-def _frame(work: Sequence[Work], ceilings: Ceilings, precision: str) -> pd.DataFrame:
+def _frame(work: Sequence[Work], captured: Capture) -> pd.DataFrame:
     """One row a piece of work; `floor` is the time that its operations and bytes take at the roofline.
+
+    `format` is that in which its numbers are multiplied: on CUDA float32 may be rounded to TF32 for it.
 
     Bytes are held against the bandwidth of the nearest cache that could hold what an operator touches, which is half of
     what it moves at least: a floor must not be one that work in the caches could undercut.
@@ -175,10 +176,13 @@ def _frame(work: Sequence[Work], ceilings: Ceilings, precision: str) -> pd.DataF
         ],
         columns=["name", "operator", "kind", "phase", "shapes", "dtype", "seconds", "flops", "bytes"],
     )
-    format_ = frame["dtype"].replace("float32", precision)
+    ceilings, products = captured.ceilings, captured.precision
+    wide = frame["kind"].map({"convolution": captured.convolutions or products}).fillna(products)
+    format_ = frame["dtype"].where(frame["dtype"] != "float32", wide)
     peak = format_.map(dict(ceilings.flops)).astype(float)
     bandwidth = frame["bytes"].map(lambda moved: ceilings.bandwidth_within(moved / 2))
-    return frame.assign(floor=np.fmax(frame["flops"].where(frame["flops"] > 0, 0.0) / peak, frame["bytes"] / bandwidth))
+    floor = np.fmax(frame["flops"].where(frame["flops"] > 0, 0.0) / peak, frame["bytes"] / bandwidth)
+    return frame.assign(format=format_, floor=floor)
 
 
 def _spell(shape: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from depthgauge import environment, jsonfile, nested
+from depthgauge import environment, float32, jsonfile, nested
 from depthgauge.jsonfile import JsonError, NoFileError, conform
 from depthgauge.operations import Operation, counting, stored
 from depthgauge.profiling.turns import Turns, measure
@@ -51,6 +51,7 @@ class Capture:
         trace: the trace's file, relative to the folder.
         fingerprint: the machine and the versions.
         command: the command line that makes it again.
+        convolutions: the same format of float32 convolutions; empty, as in files of before: that of products.
     """
 
     label: str
@@ -66,6 +67,7 @@ class Capture:
     trace: str
     fingerprint: Mapping[str, str | int | float | None]
     command: str = ""
+    convolutions: str = ""
 
     def write(self, folder: Path) -> Path:
         """Store the capture under `profiles/`, in place of an earlier one of its label."""
@@ -196,11 +198,13 @@ def capture(
 
         plain, profiled = measure(timed, device, Turns.within(seconds, warm), traced)
         examples = nested.examples(batch)
+        products, convolutions = float32.formats() if device.launches else ("float32", "float32")
         captured = Capture(
             label=label,
             setting={**setting, "batch": examples},  # a user's own batch may have fewer rows than were asked for
             examples=examples,
-            precision="tf32" if device.launches and torch.get_float32_matmul_precision() != "highest" else "float32",
+            precision=products,
+            convolutions=convolutions,
             plain=plain,
             profiled=profiled,
             first=first,

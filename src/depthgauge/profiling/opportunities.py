@@ -46,7 +46,7 @@ def opportunities(
     are scaled to those of the step without it, all alike.
 
     Args:
-        calls: one row a piece of work: kind, phase, dtype, seconds, flops, bytes, floor.
+        calls: one row a piece of work: kind, phase, dtype, format, seconds, flops, bytes, floor.
         timeline: by phase and state.
         captured: for what was asked, the ceilings and the resident bytes.
         steps: number of steps in the trace.
@@ -54,7 +54,7 @@ def opportunities(
     """
     seen = _Seen(calls, timeline, captured, steps)
     bounds = [*_computing(seen), *_idle(seen)]
-    lower = _lower(captured.ceilings, captured.precision, seen.matrix, seen.training, steps)
+    lower = _lower(captured.ceilings, seen.matrix, seen.training, steps)
     if lower is not None:
         bounds.append(_Bound("a narrower format", lower[1], lower[0], exclusive=False))
     every = (
@@ -213,14 +213,11 @@ def _update(captured: Capture) -> float:
     return (3 * parameters + 2 * state) / captured.ceilings.fastest
 
 
-def _lower(
-    ceilings: Ceilings, precision: str, matrix: pd.DataFrame, training: pd.DataFrame, steps: int
-) -> tuple[str, float] | None:
+def _lower(ceilings: Ceilings, matrix: pd.DataFrame, training: pd.DataFrame, steps: int) -> tuple[str, float] | None:
     """A narrower format than that of the matrix work, if this device multiplies faster in one."""
     if matrix.empty:
         return None
-    wide = str(matrix.groupby("dtype")["seconds"].sum().idxmax())
-    wide = precision if wide == "float32" else wide
+    wide = str(matrix.groupby("format")["seconds"].sum().idxmax())
     candidates = {name: ceilings.flops[name] for name in ("tf32", *_HALF) if name in ceilings.flops and name != wide}
     if wide in _HALF or wide not in ceilings.flops or not candidates:
         return None
