@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -123,6 +124,26 @@ def test_who_ended_a_group_is_told_from_what_the_ranks_left(name: str, tmp_path:
     assert [end.rank for end in ends] == list(range(len(left)))
     assert {end.pid for end in ends} <= {17, None}
     assert not re.search("agent|watch", ending.why(ends)), "the watching thread is nobody's place"
+
+
+@pytest.mark.parametrize(
+    ("device", "seconds", "said"),
+    [
+        ("cuda", 3.0, f"rank 1 hung in load (steps.py:20); rank 0 {IN_ALL_REDUCE} for 2 s"),
+        ("cuda", 1.0, "rank 0 died in all_reduce, called by work (steps.py:12): Aborted"),
+        ("cpu", 3.0, "rank 0 died in all_reduce, called by work (steps.py:12): Aborted"),
+    ],
+)
+def test_a_rank_that_nccl_aborts_has_waited(device: str, seconds: float, said: str, tmp_path: Path) -> None:
+    """Its watchdog does so to one whose collective has waited for all of its time."""
+    (tmp_path / "asked.json").write_text(json.dumps({"device": device, "patience": 2.0}))
+    (tmp_path / "trace-0.txt").write_text(trace("called\n", "Fatal Python error: Aborted\n\n", dump("in a collective")))
+    (tmp_path / "trace-1.txt").write_text(STOPPED["elsewhere"])
+    (tmp_path / "failures-99.json").write_text(json.dumps({0: -6, 1: -15}))
+    (tmp_path / "called-0").touch()
+    os.utime(tmp_path / "called-0", (1000.0, 1000.0))
+    os.utime(tmp_path / "trace-0.txt", (1000.0 + seconds, 1000.0 + seconds))
+    assert ending.why(ending.read(tmp_path, 2, 5)) == said
 
 
 def test_ranks_that_had_to_be_stopped_have_hung_where_they_were(tmp_path: Path) -> None:

@@ -109,7 +109,23 @@ def _read(folder: Path, rank: int, code: int | None, limit: float) -> End:
         return End(rank, "left", pid=pid)
     fatal = re.search(r"^Fatal Python error: (.+)$", trace, re.MULTILINE)
     said = fatal[1] if fatal else signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return End(rank, "died", said, where=where, pid=pid)
+    died = End(rank, "died", said, where=where, pid=pid)
+    seconds = _in_vain(folder, rank) if code == -signal.SIGABRT else 0.0
+    return replace(died, status="waited", message=f"for {seconds:g} s", waits=True) if seconds else died
+
+
+def _in_vain(folder: Path, rank: int) -> float:
+    """Seconds that a collective waits, of a rank on CUDA that was aborted after as many; else 0.
+
+    NCCL's watchdog aborts a process whose collective has waited too long, whatever its own code does meanwhile.
+    """
+    try:
+        asked = json.loads((folder / "asked.json").read_text())
+        called, aborted = ((folder / name).stat().st_mtime for name in (f"called-{rank}", f"trace-{rank}.txt"))
+    except OSError:
+        return 0.0
+    patience = float(asked["patience"])
+    return patience if asked["device"] == "cuda" and aborted - called >= patience else 0.0
 
 
 def _settled(ends: Sequence[End], *, late: bool) -> tuple[End, ...]:

@@ -79,6 +79,7 @@ def _called(asked: dict[str, Any], trace: IO[str], folder: Path) -> Any:
     )
     faulthandler.dump_traceback_later(asked["limit"], exit=True, file=trace)
     _note(trace, "called")
+    (folder / f"called-{group.rank}").touch()  # its time is that of the call, by the clock of the trace's own file
     answer = function(group, *arguments)
     _note(trace, "returned")
     _meet(store, "returned", group, asked["limit"])
