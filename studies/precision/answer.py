@@ -48,7 +48,7 @@ def timed(case: Case, context: Context) -> Iterator[Rows]:
 def _step(case: Case, recipe: str, context: Context) -> tuple[Work, int]:
     """A training step on one batch, and the bytes that it holds."""
     trainer, digits = prepared(case, recipe, context)
-    x, y = digits.train[: case.integer("batch")]
+    x, y = (each.clone() for each in digits.train[: case.integer("batch")])  # what is held of it is the batch alone
 
     def step() -> None:
         forward_backward(trainer, x, y)

@@ -239,6 +239,16 @@ def parts(batch: Any) -> tuple[Tensor, Tensor]:
     return (batch["x"], batch["y"]) if isinstance(batch, dict) else (batch[0], batch[1][0])
 
 
+def test_an_example_takes_its_own_bytes_and_what_autograd_keeps_of_it() -> None:
+    """Not all data of which a batch is a view, nor weights, frozen ones neither."""
+    data, labels = torch.randn(1000, 8), torch.randint(2, (1000,))
+    model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 2, bias=False))
+    model[2].requires_grad_(False)
+    made = Training(model, [(data[:10], labels[:10])])
+    made.value(made.first()[0])  # the first time it gets a copy, lest it writes
+    assert costs._least_bytes(made) == 4 * 8 + 8 + 4 * 4 + 4 * 2  # the result of tanh, and that of log-softmax
+
+
 @pytest.mark.parametrize("form", ["mapping", "nested", "dataclass", "iterator"])
 def test_batches_of_any_form(form: str) -> None:
     tensors = regression(64).first(4)

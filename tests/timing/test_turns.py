@@ -39,6 +39,17 @@ def test_saved_bytes_are_those_of_what_autograd_keeps(module: nn.Module, element
     assert saved_bytes(module, torch.randn(1000)) == elements * 4000
 
 
+def test_memory_counts_once_and_whole_whatever_the_view() -> None:
+    weight, few = torch.randn(100, 100, requires_grad=True), torch.randn(10, requires_grad=True)
+    row, whole = torch.randn(1, 100), torch.randn(100, 100)
+    assert saved_by(lambda: row.expand(100, 100) * weight) == 4 * 100
+    assert saved_by(lambda: whole.view(-1)[:10] * few) == 4 * 100**2
+    assert saved_by(lambda: ((whole * weight).sum(), whole.view(-1)[:10] * few)) == 4 * 100**2
+    assert saved_by(lambda: whole[50:] * weight[50:], [whole[:1]]) == 0
+    assert saved_by(lambda: torch.sparse.mm(whole[:, :10].to_sparse(), weight[:10])) == (8 + 8 + 4) * 1000
+    assert saved_by(lambda: weight * torch.tensor(2.0)) == 0  # scalars do not count
+
+
 def test_weights_need_not_count_among_what_is_saved() -> None:
     layer, x = nn.Linear(10, 20), torch.randn(5, 10)
     assert saved_by(lambda: layer(x)) == 4 * 5 * 10  # its input; the weights only where the input has a gradient

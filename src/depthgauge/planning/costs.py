@@ -197,8 +197,10 @@ def trained(training: Training) -> list[torch.nn.Parameter]:
 def _least_bytes(training: Training) -> float:
     """Bytes an example that a step holds at least: its own, and what autograd keeps of it."""
     batch = training.first()[0]
-    own = sum(tensor.numel() * tensor.element_size() for _, tensor in nested.tensors(batch))
-    kept = timing.saved_by(lambda: training.value(batch), trained(training))
+    inputs = [tensor for _, tensor in nested.tensors(batch)]  # views, maybe, of all data that there are
+    own = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
+    held = [*training.model.parameters(), *training.model.buffers(), *inputs]
+    kept = timing.saved_by(lambda: training.value(batch), held)
     return (own + kept) / examples_of(batch)
 
 

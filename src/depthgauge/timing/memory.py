@@ -75,25 +75,30 @@ def peak_tensors(work: Work, device: str | Device = "cpu") -> int:
 
 
 def saved_bytes(module: torch.nn.Module, x: torch.Tensor) -> int:
-    """Bytes that autograd keeps of a forward pass for the backward one, each tensor once; scalars do not count."""
+    """Bytes that autograd keeps of a forward pass for the backward one, as `saved_by`."""
     return saved_by(lambda: module(x.clone().requires_grad_()))
 
 
 def saved_by(work: Work, but: Iterable[torch.Tensor] = ()) -> int:
-    """Bytes that autograd keeps of `work()` for the backward pass, each tensor once; scalars do not count.
+    """Bytes that autograd keeps of `work()` for the backward pass; scalars do not count.
+
+    Memory counts once, and whole: a view keeps all of what it is a view of, and what `expand` repeats lies there once.
 
     Args:
         work: a forward pass; what it returns is held until it has been counted.
-        but: tensors that do not count, such as weights, which are held anyway.
+        but: tensors whose memory does not count, such as weights and inputs, which are held anyway.
     """
     import torch
 
+    from depthgauge.timing.tensors import storages
+
     saved: dict[int, int] = {}
-    held = {tensor.data_ptr() for tensor in but}
+    held = {storage.data_ptr() for tensor in but for storage in storages(tensor)}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.numel() > 1 and tensor.data_ptr() not in held:
-            saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        for storage in storages(tensor):
+            if storage.nbytes() > tensor.element_size() and storage.data_ptr() not in held:
+                saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

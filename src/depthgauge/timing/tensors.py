@@ -34,8 +34,8 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     ) -> Any:
         """Run an operation, and count what it makes."""
         result = func(*args, **(kwargs or {}))
-        given = {id(storage) for storage in _storages((args, kwargs))}
-        for storage in _storages(result):
+        given = {id(storage) for storage in storages((args, kwargs))}
+        for storage in storages(result):
             if id(storage) not in given and id(storage) not in self._sizes:
                 self._sizes[id(storage)] = storage.nbytes()
                 self.now += storage.nbytes()
@@ -47,7 +47,8 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         self.now -= self._sizes.pop(key)
 
 
-def _storages(value: Any) -> list[Any]:
+def storages(value: Any) -> list[Any]:
+    """List the memory of a value's tensors, of a sparse one that of its parts; what several share comes as often."""
     dense = [part for each in tree_leaves(value) if isinstance(each, Tensor) for part in _parts(each)]
     return [each.untyped_storage() for each in dense]
 
