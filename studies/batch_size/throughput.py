@@ -89,9 +89,9 @@ def _passes(case: Case, batch: int, device: str) -> dict[str, Work]:
     optimizer = torch.optim.SGD(made.model.parameters(), lr=0.0, momentum=0.9)
 
     def step() -> None:
-        optimizer.zero_grad()
         made.value(data).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
+        optimizer.zero_grad()  # last: gradients that were there before would not count as memory of the step
 
     return {"forward": torch.no_grad()(partial(made.value, data)), "step": step}
 

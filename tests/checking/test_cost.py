@@ -101,6 +101,15 @@ def test_memory_grows_by_what_an_example_keeps() -> None:
     assert list(found.table["batch"]) == [BATCH, BATCH // 2]
 
 
+def test_memory_of_a_pass_has_its_gradients_whatever_a_step_before_has_left() -> None:
+    user = training(model=nn.Linear(WIDTH, 4096))
+    user.value(user.first()[0]).backward()
+    later = room.room(user, user.first()[0], Device("cpu")).bytes
+    assert user.model.weight.grad is not None
+    user.model.zero_grad()
+    assert room.room(user, user.first()[0], Device("cpu")).bytes == later > 4 * 4096 * (WIDTH + 1)
+
+
 def test_a_training_that_takes_no_other_number_of_examples_is_still_timed() -> None:
     model = nn.Sequential(nn.Flatten(0), nn.Linear(BATCH * WIDTH, BATCH * CLASSES), nn.Unflatten(0, (BATCH, CLASSES)))
     answer = asked(training(model=model))

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import depthgauge
-from depthgauge import Training, nested, theory
+from depthgauge import Training, nested, theory, timing
 from depthgauge.parallel.links import Link
 from depthgauge.planning import Plan, along, costs, plan, sharing
 from depthgauge.planning.result import Point
 from depthgauge.stats import Estimate
+from depthgauge.timing.tensors import Alive
 from depthgauge.workload import WorkloadError
 
 FEATURES, NOISE = 8, 2.0
@@ -237,6 +238,21 @@ def parts(batch: Any) -> tuple[Tensor, Tensor]:
     if isinstance(batch, Pair):
         return batch.x, batch.y
     return (batch["x"], batch["y"]) if isinstance(batch, dict) else (batch[0], batch[1][0])
+
+
+def test_the_memory_of_a_step_has_its_gradients_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA it is what the allocator has at its height beyond what it had before: here that of a made-up one."""
+    with Alive() as heap:
+        model = nn.Linear(100, 3)
+        made = Training(model, [(torch.randn(2, 100), torch.randint(3, (2,)))])
+        step = costs.step_of(made, made.first()[0], torch.optim.SGD(model.parameters(), lr=0.0))
+        step()
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: setattr(heap, "peak", heap.now))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: heap.now)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: heap.peak)
+        on_cuda = timing.peak_tensors(step, timing.Device("cuda"))
+    assert on_cuda == timing.peak_tensors(step) > 4 * 3 * 101
+    assert all(each.grad is None for each in model.parameters())
 
 
 def test_an_example_takes_its_own_bytes_and_what_autograd_keeps_of_it() -> None:

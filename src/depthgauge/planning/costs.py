@@ -100,12 +100,13 @@ def _mapped(batch: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any
 
 
 def step_of(training: Training, batch: Any, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """One update of the training on a batch."""
+    """One update of the training on a batch; it leaves no gradients, which the next one's memory would not show."""
 
     def step() -> None:
         clear(optimizer)
         training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
+        clear(optimizer)
 
     return step
 

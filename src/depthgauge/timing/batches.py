@@ -44,7 +44,8 @@ def batch_curve(
     step raises passes.
 
     Args:
-        step: from a batch size to a training step, a forward pass, ...
+        step: from a batch size to a training step, a forward pass, ... A step that ends with `zero_grad()` has its
+            gradients in `peak_bytes` on every device; one that begins with it has them on a CPU alone.
         batches: numbers of examples.
         device: the work's device.
         rounds: durations of each; an interval of a median takes 6 at 95 %, 8 at 99 %.

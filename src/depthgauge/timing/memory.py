@@ -51,6 +51,8 @@ def peak_tensors(work: Work, device: str | Device = "cpu") -> int:
 
     On CUDA what torch's allocator handed out, as `peak_memory`. On a CPU each tensor is counted from the operation that
     makes it until nothing holds it: to the byte, but without the buffers that an operation needs within itself.
+    Where the work lets go of what was there before, as of the last step's gradients, CUDA's figure is as much smaller
+    than a CPU's: let a step end without its gradients (`zero_grad()` last), and both count them.
 
     Raises:
         DeviceError: there is no such device.

@@ -54,6 +54,8 @@ def room(training: Training, batch: Any, device: Device) -> Room:
 
 def _peak(training: Training, batch: Any, device: Device) -> int:
     with training.untouched():
+        for parameter in training.model.parameters():
+            parameter.grad = None  # those of the pass are among its tensors
 
         def work() -> None:
             training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
