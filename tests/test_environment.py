@@ -95,6 +95,24 @@ def test_cores_respect_a_containers_quota(monkeypatch, quota, expected):
     assert environment.cores() == expected
 
 
+@pytest.mark.parametrize(
+    ("control", "available"),
+    [
+        ({"memory.max": "max", "memory.current": "5"}, 2**20 * 1024),
+        ({}, 2**20 * 1024),
+        ({"memory.max": str(2**29), "memory.current": str(2**28), "memory.stat": "anon 7\ninactive_file 1024"},
+         2**28 + 1024),
+        ({"memory.max": str(2**40), "memory.current": "0"}, 2**20 * 1024),
+        ({"memory.max": "10", "memory.current": "20"}, 0),
+    ],
+)  # fmt: skip
+def test_available_memory_is_the_least_of_machine_and_container(monkeypatch, control, available):
+    meminfo = "MemTotal:  4194304 kB\nMemFree:  7 kB\nMemAvailable:  1048576 kB\n"
+    monkeypatch.setattr(environment, "_control_group", control.get)
+    monkeypatch.setattr(environment.Path, "read_text", lambda path: {"/proc/meminfo": meminfo}[str(path)])
+    assert environment.available_memory() == available
+
+
 def test_memory_respects_a_containers_limit(monkeypatch):
     monkeypatch.setattr(environment, "_control_group", lambda _: str(2**29))
     assert environment.memory_gib() == 0.5

@@ -52,6 +52,23 @@ def memory_gib() -> float:
     return round((installed if limit == "max" else min(installed, int(limit))) / 2**30, 1)
 
 
+def available_memory() -> float:
+    """Bytes that processes may still take without swapping, of the machine and of the container; pages of files count.
+
+    All of its memory, where the system does not tell what is free (other systems than Linux).
+    """
+    try:
+        told = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024.0 * int(told["MemAvailable"].split()[0])
+    except (OSError, LookupError, ValueError):
+        return memory_gib() * 2**30
+    limit, used = _control_group("memory.max") or "max", _control_group("memory.current")
+    if limit == "max" or used is None:
+        return free
+    kept = dict(line.split() for line in (_control_group("memory.stat") or "").splitlines())
+    return min(free, max(0.0, float(limit) - float(used) + float(kept.get("inactive_file", 0))))
+
+
 def _control_group(name: str) -> str | None:
     try:
         return Path("/sys/fs/cgroup", name).read_text().strip()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from depthgauge import timing
+from depthgauge import environment, timing
 from depthgauge.timing.batches import _limited, _searched, rounds_in_turns
 from depthgauge.timing.clocks import Work
 
@@ -150,6 +150,17 @@ def test_other_errors_pass_and_a_cpu_is_not_tried() -> None:
     found = timing.largest_batch(lacking(10), 1000, "cpu")
     assert found.batch is None
     assert "ended by the system" in found.why
+
+
+def test_room_for_tensors_is_what_is_free_and_what_the_allocator_holds_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda name: {"cuda:1": (100, 1000)}[name])
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 30)
+    assert timing.room_for_tensors(timing.Device("cuda:1")) == 140
+    monkeypatch.setattr(environment, "available_memory", lambda: 17.0)
+    assert timing.room_for_tensors("cpu") == 17
 
 
 @pytest.mark.parametrize(("name", "index", "before"), [("cuda", 1, 1.0), ("cuda:0", 0, 0.8), ("cuda", 1, 0.05)])

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from depthgauge import nested, timing
-from depthgauge.environment import memory_gib
 from depthgauge.foreign import describe_error, out_of_memory
 from depthgauge.stats import Estimate
 from depthgauge.updating import clear
 from depthgauge.workload import Training, WorkloadError
 
 ROUNDS = 12  # durations of each step
-CAUTION = 0.5  # share of the memory that batch and forward pass may take; the backward pass takes as much again
+CAUTION = (
+    0.5  # share of the room for tensors that batch and forward pass may take; the backward pass takes as much again
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def curve(
     """
     device = next((str(each.device) for each in training.model.parameters()), "cpu")
     optimizer = training.optimizer or torch.optim.SGD(trained(training), lr=0.0, momentum=0.9)
-    each, most, full = _least_bytes(training), CAUTION * _memory(device), ""
+    each, most, full = _least_bytes(training), CAUTION * timing.room_for_tensors(device), ""
     steps: dict[int, Callable[[], None]] = {}
     costs: dict[int, Cost] = {}
     with _resting(optimizer):
@@ -203,9 +204,3 @@ def _least_bytes(training: Training) -> float:
     held = [*training.model.parameters(), *training.model.buffers(), *inputs]
     kept = timing.saved_by(lambda: training.value(batch), held)
     return (own + kept) / examples_of(batch)
-
-
-def _memory(device: str) -> float:
-    if device.startswith("cuda"):
-        return float(torch.cuda.mem_get_info(device)[0])
-    return memory_gib() * 2**30

@@ -32,7 +32,7 @@ from depthgauge.timing.clocks import (
 from depthgauge.timing.conditions import conditions, pinned
 from depthgauge.timing.interleaving import Interleaved, Sitting, Slot, interleave
 from depthgauge.timing.measurement import Timing, evict, measure
-from depthgauge.timing.memory import peak_memory, peak_tensors, saved_by, saved_bytes
+from depthgauge.timing.memory import peak_memory, peak_tensors, room_for_tensors, saved_by, saved_bytes
 from depthgauge.timing.turns import durations, in_turns, rows_of
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "peak_memory",
     "peak_tensors",
     "pinned",
+    "room_for_tensors",
     "rounds_in_turns",
     "rows_of",
     "saved_by",

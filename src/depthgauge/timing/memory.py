@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from depthgauge import environment
 from depthgauge.timing.clocks import Device, Work
 
 if TYPE_CHECKING:
@@ -74,6 +75,24 @@ def peak_tensors(work: Work, device: str | Device = "cpu") -> int:
             gc.enable()
     peak: int = alive.peak
     return peak
+
+
+def room_for_tensors(device: str | Device = "cpu") -> float:
+    """Bytes of tensors that a device still has room for.
+
+    On CUDA what is free, and what torch's allocator has taken and holds no tensor. On a CPU the memory available to
+    this process.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    device = Device.named(device) if isinstance(device, str) else device
+    if not device.name.startswith("cuda"):
+        return environment.available_memory()
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device.name)
+    return float(free + torch.cuda.memory_reserved(device.name) - torch.cuda.memory_allocated(device.name))
 
 
 def saved_bytes(module: torch.nn.Module, x: torch.Tensor) -> int:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 
-from depthgauge import environment, nested
-from depthgauge.timing import Device, peak_tensors
+from depthgauge import nested
+from depthgauge.timing import Device, peak_tensors, room_for_tensors
 from depthgauge.workload import Training
 
 FILLED = 0.9  # of the memory that a batch may take: allocators lose some to gaps
@@ -48,7 +47,7 @@ def room(training: Training, batch: Any, device: Device) -> Room:
     if count is not None and len(peaks) > 1:
         each = (whole - peaks[count // 2]) / (count - count // 2)
         if each > 0:
-            largest = count + (FILLED * _available(device) - whole) / each
+            largest = count + (FILLED * room_for_tensors(device) - whole) / each
     return Room(whole, each, count or 1, largest, table)
 
 
@@ -61,11 +60,3 @@ def _peak(training: Training, batch: Any, device: Device) -> int:
             training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
         return peak_tensors(work, device)
-
-
-def _available(device: Device) -> float:
-    """Bytes that are free on an accelerator, or that this machine has."""
-    if device.name.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(device.name)
-        return float(free + torch.cuda.memory_reserved(device.name) - torch.cuda.memory_allocated(device.name))
-    return environment.memory_gib() * 2**30
