@@ -59,9 +59,9 @@ def fitted(frame: pd.DataFrame, link: Link = LINK) -> StepModel:
 
 
 def test_the_last_bucket_is_never_hidden() -> None:
-    assert exposed_seconds(10.0, 8.0, 1.0, 4) == 2.0
-    assert exposed_seconds(10.0, 8.0, 0.1, 4) == 7.0
-    assert exposed_seconds(10.0, 8.0, 1.0, 1) == 8.0
+    assert exposed_seconds(10.0, 8.0, 1.0, 2.0) == 2.0
+    assert exposed_seconds(10.0, 8.0, 0.1, 2.0) == 7.0
+    assert exposed_seconds(10.0, 8.0, 1.0, 8.0) == 8.0
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -149,16 +149,26 @@ def test_a_link_is_named_or_given() -> None:
 
 
 def test_computing_hides_all_buckets_but_the_last() -> None:
-    """Three buckets of 25 MiB or less; a backward pass of two thirds of the step hides two of them, or less."""
-    link, size = Link.parse("0,1e-9"), 3 * sharing.BUCKET
-    bucket = theory.allreduce_time(sharing.BUCKET, 8, 0.0, 1e-9)
+    """A backward pass of two thirds of the step hides the others, or a part of them."""
+    link, sizes = Link.parse("0,1e-9"), (2**20, 25 * 2**20, 3 * 2**20)
+    last, every = (theory.allreduce_time(size, 8, 0.0, 1e-9) for size in (sizes[-1], sum(sizes)))
     for compute in (0.001, 0.03, 10.0):
         alone = Estimate(compute, 0.9 * compute, 1.2 * compute, 12, "median", "s")
-        found = sharing.shared(alone, link, size, 8)
-        assert found.value == pytest.approx(compute + max(bucket, 3 * bucket - compute * 2 / 3))
-        assert found.low == pytest.approx(0.9 * compute + max(bucket, 3 * bucket - 0.9 * compute))
-        assert found.high == pytest.approx(1.2 * compute + 3 * bucket)
-        assert sharing.shared(alone, link, size, 1) == sharing.shared(alone, None, size, 8) == alone
+        found = sharing.shared(alone, link, sizes, 8)
+        assert found.value == pytest.approx(compute + max(last, every - compute * 2 / 3))
+        assert found.low == pytest.approx(0.9 * compute + max(last, every - 0.9 * compute))
+        assert found.high == pytest.approx(1.2 * compute + every)
+        assert sharing.shared(alone, link, sizes, 1) == sharing.shared(alone, None, sizes, 8) == alone
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no DDP")
+def test_buckets_are_those_of_ddp() -> None:
+    mib = 2**18  # numbers of float32
+    for counts in ([1], [10 * mib], [3, 30 * mib, mib, 12 * mib, 13 * mib, 5, mib - 5, 7], [mib // 2] * 9, [mib] * 30):
+        tensors = [torch.empty(count) for count in reversed(counts)]
+        own, _ = torch.distributed._compute_bucket_assignment_by_size(tensors, [2**20, 25 * 2**20])
+        wanted = tuple(sum(4 * tensors[place].numel() for place in each) for each in own)
+        assert sharing.buckets(4 * count for count in counts) == wanted
 
 
 def test_a_link_without_intervals_is_said_to_have_none() -> None:

@@ -40,16 +40,16 @@ MOST = (math.inf, math.inf, math.inf, 1.0)  # fixed, example, handling, overlap
 PRIOR = 0.5  # sd of an overlap of which the steps say nothing: it lies between 0 and 1
 
 
-def exposed_seconds(compute: float, exchange: float, overlap: float, buckets: int) -> float:
+def exposed_seconds(compute: float, exchange: float, overlap: float, last: float) -> float:
     """Seconds of exchanging gradients that no computing hides.
 
     Args:
         compute: seconds of computing a step.
         exchange: seconds of all buckets together.
         overlap: share of the computing under which exchange runs.
-        buckets: of one size; the last one is never hidden.
+        last: seconds of the last bucket, which is never hidden.
     """
-    return max(exchange / buckets, exchange - overlap * compute)
+    return max(last, exchange - overlap * compute)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ class StepModel:
         def logarithm(theta: Floats, seconds: float) -> float:
             fixed, example, handling, overlap = np.clip(theta, 0.0, MOST).tolist()
             compute = max(fixed + example * shard, 1e-12)
-            more = handling + exposed_seconds(compute, seconds, overlap * (reduction == "overlapped"), self.buckets)
+            hiding = overlap * (reduction == "overlapped")
+            more = handling + exposed_seconds(compute, seconds, hiding, seconds / self.buckets)
             return math.log(figure(compute, more if talks else 0.0))
 
         value = logarithm(theta, exchange.value)

@@ -78,10 +78,10 @@ def plan(
     shares = along.weights([point.step for point in points], steps).tolist()
     critical = _critical(points, shares, present)
     rate, rule = _rate(training.optimizer)
-    size = sum(each.numel() * each.element_size() for each in costs.trained(training))
+    sizes = sharing.buckets(each.numel() * each.element_size() for each in costs.trained(training))
 
     def exchange(alone: Estimate, devices: int) -> Estimate:
-        return sharing.shared(alone, between, size, devices)
+        return sharing.shared(alone, between, sizes, devices)
 
     rows = tuple(
         _row((batch, count), Now(present, steps, rate, rule), critical, measured[batch // count], exchange)
