@@ -20,7 +20,7 @@ from depthgauge.profiling import Capture, Profile, ProfileError, TraceError, ana
 from depthgauge.profiling.analysis import _frame
 from depthgauge.profiling.kinds import kernel_kind, operator_kind, tensor_cores
 from depthgauge.profiling.memory import memory
-from depthgauge.profiling.opportunities import _lower
+from depthgauge.profiling.opportunities import _lower, _update
 from depthgauge.profiling.steady import steady
 from depthgauge.profiling.timeline import segments
 from depthgauge.profiling.work import Work, pieces
@@ -118,6 +118,7 @@ def test_sparse_gradients_and_jagged_batches_are_profiled(tmp_path: Path) -> Non
     sparse = capture(Training(embedding, [tokens], loss, optimizer), label="sparse", **where)
     assert sparse.resident["batch"] == tokens.numel() * 8
     layer = nn.Linear(4, 4)
+    layer.bias.requires_grad_(False)
     jagged = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
 
     def value(model: nn.Module, batch: Any) -> Any:
@@ -126,6 +127,7 @@ def test_sparse_gradients_and_jagged_batches_are_profiled(tmp_path: Path) -> Non
     nested = capture(Training(layer, [jagged], value), label="jagged", **where)
     assert Capture.read(tmp_path / "profiles" / "jagged.json") == nested
     assert nested.resident["batch"] == 5 * 4 * FLOAT
+    assert (nested.resident["parameters"], nested.trained) == (20 * FLOAT, 16 * FLOAT)
 
 
 def test_a_step_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:
@@ -247,6 +249,14 @@ def test_a_planted_step_is_partitioned_as_it_was_planted(planted: Profile) -> No
         ("optimizer", "waiting for the host"): 100.0,
     }
     assert planted.waiting == pytest.approx(0.470)
+
+
+@pytest.mark.parametrize(("trained", "moved"), [(4_000, 3 * 4_000 + 2 * 500), (None, 3 * 100_000 + 2 * 500)])
+def test_an_update_moves_what_trains(planted: Profile, trained: int | None, moved: int) -> None:
+    """Frozen weights are not read for it; files of before do not tell which these are."""
+    resident = {"parameters": 100_000, "optimizer state": 500}
+    captured = replace(planted.capture, ceilings=CPU, resident=resident, trained=trained)
+    assert _update(captured) == pytest.approx(moved / CPU.fastest)
 
 
 @pytest.mark.parametrize(("convolutions", "seconds"), [("tf32", 0.5), ("float32", 1.0), ("", 1.0)])

@@ -52,6 +52,7 @@ class Capture:
         fingerprint: the machine and the versions.
         command: the command line that makes it again.
         convolutions: the same format of float32 convolutions; empty, as in files of before: that of products.
+        trained: bytes of the parameters that the optimizer moves; None in files of before, whose bounds take all.
     """
 
     label: str
@@ -68,6 +69,7 @@ class Capture:
     fingerprint: Mapping[str, str | int | float | None]
     command: str = ""
     convolutions: str = ""
+    trained: int | None = None
 
     def write(self, folder: Path) -> Path:
         """Store the capture under `profiles/`, in place of an earlier one of its label."""
@@ -120,7 +122,8 @@ def _sound(captured: Capture) -> Capture:
         "ceilings.levels": tuple(float(number) for level in ceilings.levels for number in level),
     }
     counts = [count for operation in captured.operations for count in (operation.flops, operation.bytes)]
-    for name, numbers in {**positive, "resident": captured.resident.values(), "operations": counts}.items():
+    several = {"resident": captured.resident.values(), "operations": counts, "trained": (captured.trained or 0,)}
+    for name, numbers in {**positive, **several}.items():
         least = _LEAST if name in positive else 0
         if not numbers and name in {"plain", "profiled"}:
             raise JsonError(f"has no number in {name}")
@@ -205,6 +208,7 @@ def capture(
             examples=examples,
             precision=products,
             convolutions=convolutions,
+            trained=_trained(optimizer),
             plain=plain,
             profiled=profiled,
             first=first,
@@ -274,6 +278,11 @@ def _resident(training: Training, batch: Any) -> dict[str, int]:
     weights = [*training.model.parameters(), *training.model.buffers()]
     parts = {"parameters": weights, "optimizer state": state, "batch": [tensor for _, tensor in nested.tensors(batch)]}
     return {name: _bytes(part for tensor in tensors for part in stored(tensor)) for name, tensors in parts.items()}
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> int:
+    moved = (each for group in optimizer.param_groups for each in group["params"] if each.requires_grad)
+    return _bytes(part for parameter in moved for part in stored(parameter))
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

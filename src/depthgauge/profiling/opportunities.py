@@ -208,8 +208,9 @@ def _reached(matrix: pd.DataFrame) -> float:
 
 
 def _update(captured: Capture) -> float:
-    """Seconds in which an optimizer can read parameters, gradients and state, and write parameters and state."""
-    parameters, state = captured.resident.get("parameters", 0), captured.resident.get("optimizer state", 0)
+    """Seconds in which an optimizer can read the parameters that it moves, gradients and state, and write parameters and state."""
+    state = captured.resident.get("optimizer state", 0)
+    parameters = captured.resident.get("parameters", 0) if captured.trained is None else captured.trained
     return (3 * parameters + 2 * state) / captured.ceilings.fastest
 
 
