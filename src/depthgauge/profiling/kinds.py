@@ -32,7 +32,11 @@ _OPERATORS = tuple(
         ("pooling", r"pool|upsample"),
         (
             "reduction",
-            r"softmax|nll_loss|cross_entropy|(?:sum|mean|amax|amin|argmax|var|std|var_mean|max|min)$|mse_loss",
+            # not `clamp_max` and `fmax`, which take two numbers, nor their twins of minima
+            (
+                r"softmax|nll_loss|cross_entropy|mse_loss|^(?:cum)?prod$"
+                r"|(?<!clamp_)(?<!f)(?:sum|mean|logsumexp|var|std|max|min)$"
+            ),
         ),
         ("indexing", r"embedding|index|gather|scatter|select_backward|slice_backward"),
         ("copy", r"copy|clone|cat$|fill|zero|ones|arange|_unsafe_view|triu|tril|stack|repeat|pad"),

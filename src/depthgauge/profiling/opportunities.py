@@ -208,7 +208,7 @@ def _reached(matrix: pd.DataFrame) -> float:
 
 
 def _update(captured: Capture) -> float:
-    """Seconds in which an optimizer can read the parameters that it moves, gradients and state, and write parameters and state."""
+    """Seconds in which an optimizer reads what trains, gradients and state, and writes parameters and state."""
     state = captured.resident.get("optimizer state", 0)
     parameters = captured.resident.get("parameters", 0) if captured.trained is None else captured.trained
     return (3 * parameters + 2 * state) / captured.ceilings.fastest
