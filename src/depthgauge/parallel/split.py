@@ -42,7 +42,8 @@ class Split:
     Attributes:
         computing: operators run; on CUDA kernels.
         exposed: a collective is under way and nothing computes; what it waits for other ranks counts.
-        rest: neither: Python, dispatch, autograd, DDP's copies into its buckets and out of them.
+        rest: neither: Python, dispatch, autograd; on a CPU DDP's copies into its buckets and out of them, which on CUDA
+            are kernels as others are, and computing.
         hidden: a collective is under way while operators run; a part of `computing`.
         collectives: how many begin in the step.
     """

@@ -91,7 +91,7 @@ class Profile:
 
 
 def analyse(captured: Capture, trace: Trace) -> Profile:
-    """The profile of a recorded step, as the traced ones have it in the median (see `steady`).
+    """The profile of a recorded step: the traced ones in the median, or the quickest of them (see `steady`).
 
     Raises:
         ValueError: the trace has no step of the profiler, one that takes no time, or more than a hundred.

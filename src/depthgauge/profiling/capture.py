@@ -44,7 +44,8 @@ class Capture:
         precision: the format whose products set the ceiling of float32 operators: `tf32` where these are rounded.
         plain: seconds of a step without the profiler, the median of each block.
         profiled: the same under it, block by block in turns.
-        first: seconds of the very first step: compilation, allocation, choice of algorithms.
+        first: seconds of the first step that is timed, with compilation where it is compiled; what eager mode does once
+            (allocation, choice of algorithms) lies in steps before it.
         operations: the cost of each operator of a step, counted in eager mode.
         resident: bytes that lie in memory between steps: parameters, optimizer state, batch.
         ceilings: the device's roofline.
