@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from torch import distributed
 
+from depthgauge import environment
 from depthgauge.parallel import Group, ParallelError, collectives, launch
 from depthgauge.parallel.__main__ import main, shown
 from depthgauge.parallel.collectives import bus_share, links, measure, moved, sizes_between, table
@@ -34,8 +35,8 @@ def looked_at(group: Group) -> dict[str, object]:
     frame = measure(group, (4, 4096, 1 << 20), rounds=2, names=ALL)
     plain = collectives.prepare
 
-    def late(group: Group, name: str, size: int) -> collectives.Prepared:
-        prepared = plain(group, name, size)
+    def late(group: Group, name: str, size: int, within: collectives.Buffers) -> collectives.Prepared:
+        prepared = plain(group, name, size, within)
         calls = [prepared.call, *([lambda: time.sleep(LATE)] if group.rank == 1 else [])]
         return collectives.Prepared(lambda: [call() for call in calls], prepared.given, prepared.result)
 
@@ -206,6 +207,28 @@ def test_ranks_of_several_machines_are_joined_by_two_kinds_of_links(local: str, 
     assert ("16 ranks lie on several machines, 8 on this one: alpha and beta are those of one" in result.output) == flat
 
 
+def test_memory_of_all_ranks_here_is_asked_for_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks that hold a whole buffer and half of one more, whatever the number of sizes and collectives."""
+    monkeypatch.setattr(environment, "available_memory", lambda: 2 * 1.5 * 2**20)
+    with mock.patch("depthgauge.parallel.__main__._launched", return_value=None):
+        told = [CliRunner().invoke(main, ["--most", most, "--device", "cpu"]) for most in ("1M", "1048580")]
+    assert [each.exit_code for each in told] == [0, 1]
+    assert "lower --most" in told[1].output
+
+
+def test_collectives_share_the_buffers_that_are_told() -> None:
+    alone = Group(0, 1, torch.device("cpu"))
+    for names in (ALL, ["broadcast"]):
+        shared = collectives.buffers(alone, names, 4096)
+        assert sum(each.nbytes for each in shared) == collectives.held(names, 4096, 1)
+        for name in names:
+            made = collectives.prepare(alone, name, 64, shared)
+            places = {each.untyped_storage().data_ptr() for each in (made.given, made.result)}
+            assert places <= {each.untyped_storage().data_ptr() for each in shared}
+            assert made.given.numel() == made.result.numel() == 16
+    assert collectives.held(["all_gather"], 16, 3) == 24 + 8  # 16 bytes are 6 numbers of 3 ranks
+
+
 def test_what_cannot_be_asked_is_told_in_one_sentence() -> None:
     """Nothing is started for it."""
     for words, said in {
@@ -213,6 +236,7 @@ def test_what_cannot_be_asked_is_told_in_one_sentence() -> None:
         ("--least", "1M", "--most", "4K"): "most is 4096, where a whole number >= 1048576 was expected",
         ("--ranks", "3", "--device", "cuda"): "3 ranks on cuda take a device each",
         ("--collective", "tree"): "'tree' is not one of",
+        ("--most", "600G", "--ranks", "3"): "take 800 GiB in each of 3 ranks here",
     }.items():
         result = CliRunner().invoke(main, words)
         assert result.exit_code in {1, 2}

@@ -22,7 +22,7 @@ from torch import distributed
 
 from depthgauge import environment
 from depthgauge.foreign import describe_error
-from depthgauge.parallel.collectives import NAMES, links, measure, sizes_between, table
+from depthgauge.parallel.collectives import NAMES, held, links, measure, sizes_between, table
 from depthgauge.parallel.group import Group, backend_of
 from depthgauge.parallel.launching import check, launch
 from depthgauge.parallel.naming import ParallelError
@@ -69,11 +69,13 @@ def main(*, device: str | None, ranks: int, algorithm: Algorithm, csv: Path | No
 
     Started by torchrun, on any number of nodes, all ranks take part and rank 0 prints; else it starts ranks here.
     """
-    if asked["most"] > (there := environment.memory_gib()) * (1 << 30):
-        raise click.ClickException(f"a buffer of {asked['most']:,} bytes is more than this machine's {there:g} GiB")
+    joined = distributed.is_torchelastic_launched()
+    here, everywhere = (int(os.environ[f"{where}WORLD_SIZE"]) if joined else ranks for where in ("LOCAL_", ""))
+    device = device or _device(here)
+    _check_memory(here, held(asked["names"], asked["most"], everywhere), device)
     try:
         work = (sizes_between(asked["least"], asked["most"], asked["factor"]), asked["rounds"], asked["names"])
-        frame = _joined(device, work) if distributed.is_torchelastic_launched() else _launched(ranks, device, work)
+        frame = _joined(device, work) if joined else _launched(ranks, device, work)
     except ValueError as error:  # ParallelError is one
         raise click.ClickException(str(error)) from error
     if frame is None:
@@ -96,17 +98,29 @@ def main(*, device: str | None, ranks: int, algorithm: Algorithm, csv: Path | No
         click.echo(f"{local} ranks here share {cores} cores: on a CPU the scheduler's turns are in these figures.")
 
 
-def _launched(ranks: int, device: str | None, work: tuple[Any, ...]) -> pd.DataFrame:
-    outcome = launch(measure, *work, ranks=ranks, device=device or _device(ranks), limit=_LIMIT, patience=_PATIENCE)
+def _check_memory(here: int, each: int, device: str) -> None:
+    """Refuse what the ranks here could not hold together; a CUDA device refuses it by itself.
+
+    Raises:
+        click.ClickException: one sentence.
+    """
+    if device == "cpu" and here * each > (there := environment.available_memory()):
+        raise click.ClickException(
+            f"buffers of so many bytes take {each / 2**30:.3g} GiB in each of {here} ranks here, and there are"
+            f" {there / 2**30:.3g} GiB available: lower --most"
+        )
+
+
+def _launched(ranks: int, device: str, work: tuple[Any, ...]) -> pd.DataFrame:
+    outcome = launch(measure, *work, ranks=ranks, device=device, limit=_LIMIT, patience=_PATIENCE)
     if not outcome.well:
         raise ParallelError(outcome.why)
     frame: pd.DataFrame = outcome.answers[0]
     return frame
 
 
-def _joined(device: str | None, work: tuple[Any, ...]) -> pd.DataFrame | None:
+def _joined(device: str, work: tuple[Any, ...]) -> pd.DataFrame | None:
     """The frame in rank 0 of the group that torchrun started this process for; None in the others."""
-    device = device or _device(int(os.environ["LOCAL_WORLD_SIZE"]))
     check(int(os.environ["LOCAL_WORLD_SIZE"]), device)
     group = Group.here(device)
     distributed.init_process_group(backend_of(device), timeout=datetime.timedelta(seconds=_PATIENCE))

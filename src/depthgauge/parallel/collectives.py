@@ -55,6 +55,7 @@ _reduce_scatter: Callable[..., object] = getattr(
 _all_gather: Callable[..., object] = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
 _NONE = Estimate(math.nan, math.nan, math.nan, 0, "no line was fitted")
 _ITEM = 4  # bytes of a float32
+_SPLIT = frozenset(("reduce_scatter", "all_gather"))  # each rank has a part of the whole
 
 
 def sizes_between(least: int, most: int, factor: float = 4.0) -> tuple[int, ...]:
@@ -88,21 +89,45 @@ class Prepared:
     result: torch.Tensor
 
 
-def prepare(group: Group, name: str, size: int) -> Prepared:
+Buffers = tuple[torch.Tensor, torch.Tensor]
+"""Two lines of float32 in which collectives of many sizes begin at 0: the whole buffer, and a rank's part of it."""
+
+
+def buffers(group: Group, names: Iterable[str], most: int) -> Buffers:
+    """Make buffers full of zeros, long enough for collectives of sizes up to `most` bytes."""
+    every, parts = _lengths(names, most, group.ranks)
+    return torch.zeros(every, device=group.device), torch.zeros(parts, device=group.device)
+
+
+def held(names: Iterable[str], most: int, ranks: int) -> int:
+    """Bytes of the tensors that `measure` holds in each rank; what a backend takes beside them is not counted."""
+    return _ITEM * sum(_lengths(names, most, ranks))
+
+
+def _lengths(names: Iterable[str], most: int, ranks: int) -> tuple[int, int]:
+    """Numbers in the whole buffer and in a part."""
+    longest = {name: moved(name, most, ranks) // _ITEM for name in names}
+    return max(longest.values(), default=0), max(
+        (longest[name] // ranks for name in longest if name in _SPLIT), default=0
+    )
+
+
+def prepare(group: Group, name: str, size: int, within: Buffers | None = None) -> Prepared:
     """Make the tensors of a collective, full of zeros.
 
     Args:
         group: the rank's place.
         name: `all_reduce`, `reduce_scatter`, `all_gather` or `broadcast` (from rank 0).
         size: bytes of the whole buffer, see `moved`.
+        within: buffers that several collectives share, one after the other; None: it gets its own.
 
     Raises:
         ParallelError: there is no such collective.
         ValueError: a size below 4 bytes.
     """
     numbers = moved(name, size, group.ranks) // _ITEM
-    whole_buffer = torch.zeros(numbers, device=group.device)
-    part = torch.zeros(numbers // group.ranks, device=group.device)
+    lines = within or buffers(group, (name,), size)
+    whole_buffer, part = lines[0][:numbers], lines[1][: numbers // group.ranks]
     calls: dict[str, tuple[Work, torch.Tensor, torch.Tensor]] = {
         "all_reduce": (lambda: distributed.all_reduce(whole_buffer), whole_buffer, whole_buffer),
         "reduce_scatter": (lambda: _reduce_scatter(part, whole_buffer), whole_buffer, part),
@@ -120,7 +145,7 @@ def moved(name: str, size: int, ranks: int) -> int:
     Raises:
         ValueError: a size below 4 bytes.
     """
-    share = ranks if name in {"reduce_scatter", "all_gather"} else 1
+    share = ranks if name in _SPLIT else 1
     return _ITEM * share * math.ceil(whole("a size", size, _ITEM) / (_ITEM * share))
 
 
@@ -128,7 +153,7 @@ def measure(group: Group, sizes: Iterable[int], rounds: int = 12, names: Sequenc
     """Time collectives of each size in turns, up in one round and down in the next; each rank must call it.
 
     The slowest rank counts. Of a short collective each duration is the median of several stretches of calls in a row:
-    a neighbour that takes a core for a moment spoils one.
+    a neighbour that takes a core for a moment spoils one. All sizes lie in the same memory, see `held`.
 
     Args:
         group: the rank's place.
@@ -146,7 +171,8 @@ def measure(group: Group, sizes: Iterable[int], rounds: int = 12, names: Sequenc
     """
     rounds, sizes = whole("rounds", rounds), tuple(sizes)
     cases = list(dict.fromkeys((name, moved(name, size, group.ranks)) for name in names for size in sizes))
-    works = [prepare(group, name, size).call for name, size in cases]
+    shared = buffers(group, names, max(sizes, default=_ITEM))
+    works = [prepare(group, name, size, shared).call for name, size in cases]
     clock = timing.clock(str(group.device))
     for work in works:
         work()
