@@ -149,7 +149,7 @@ def work(group: Group, asked: Sequence[tuple[str, str, int, int]]) -> list[dict[
         group: of as many ranks as the largest group has.
         asked: (format, kind of gradients, ranks, seed) each.
     """
-    groups = {ranks: distributed.new_group(list(range(ranks))) for ranks in sorted({ranks for _, _, ranks, _ in asked})}
+    groups = {ranks: group.of_first(ranks) for ranks in sorted({ranks for _, _, ranks, _ in asked})}
     takes = {fmt: _takes(group, fmt) for fmt in HOOKS}
     found = []
     for fmt, kind, ranks, seed in asked:

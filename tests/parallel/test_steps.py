@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import distributed, nn
 
-from depthgauge import parallel
+from depthgauge import Training, parallel
 
 NAP = 0.1
 
@@ -66,3 +68,12 @@ def test_what_is_waited_for_is_exposed(ranks: tuple[dict[str, Any], ...]) -> Non
         exposed = sum(step.exposed for step in answer["splits"]["waited"])
         assert exposed > 0
         assert hidden["waited"] < 0.2 * exposed
+
+
+def test_a_part_of_the_ranks_is_as_patient_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[list[int], float]] = []
+    monkeypatch.setattr(distributed, "new_group", lambda ranks, timeout: made.append((ranks, timeout.total_seconds())))
+    training = Training(nn.Linear(2, 2), [(torch.ones(3, 2), torch.zeros(3, dtype=torch.long))])
+    layout = parallel.Layout(ranks=1, reduction="none")
+    parallel.ddp_steps(parallel.Group(0, 3, torch.device("cpu"), patience=2.5), [(training, layout)])
+    assert made == [([0], 2.5)]

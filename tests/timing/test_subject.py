@@ -78,6 +78,16 @@ def test_the_device_that_is_waited_for_is_the_one_asked_for(monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("default_device")
+@pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning")
+def test_work_of_the_host_is_told_though_the_setup_used_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of it ran there, so that its operators' time there says nothing."""
+    monkeypatch.setattr(subject, "_synchronize", lambda: lambda: None)
+    monkeypatch.setattr(subject, "_ROUNDS", 1)
+    answer = prepared("x @ x", "import torch; x = torch.ones(64, 64)").why(key="a", by="operator")
+    seconds = {name: each for name, _, each in answer["parts"]}
+    assert seconds["aten::mm"] > 0
+
+
 def test_time_is_told_by_operator_where_torch_runs_one() -> None:
     subjects = prepared("x @ x", "import torch; x = torch.ones(64, 64)", device="cpu")
     answer = subjects.why(key="a", by="operator")

@@ -122,7 +122,7 @@ def _launched(ranks: int, device: str, work: tuple[Any, ...]) -> pd.DataFrame:
 def _joined(device: str, work: tuple[Any, ...]) -> pd.DataFrame | None:
     """The frame in rank 0 of the group that torchrun started this process for; None in the others."""
     check(int(os.environ["LOCAL_WORLD_SIZE"]), device)
-    group = Group.here(device)
+    group = Group.here(device, _PATIENCE)
     distributed.init_process_group(backend_of(device), timeout=datetime.timedelta(seconds=_PATIENCE))
     frame = measure(group, *work)
     distributed.destroy_process_group()

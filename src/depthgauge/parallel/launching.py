@@ -33,11 +33,11 @@ from depthgauge.foreign import as_line, describe_error
 from depthgauge.formats.arguments import real
 from depthgauge.parallel import ending
 from depthgauge.parallel.ending import End
+from depthgauge.parallel.group import PATIENCE
 from depthgauge.parallel.naming import ParallelError, check_read, named
 
 AGENT = Path(__file__).with_name("agent.py")  # run as a file: the package's modules would take it half a second more
 STARTING = 90.0  # seconds for an agent and its ranks to be up, on top of the limit
-PATIENCE = 20.0  # seconds that a collective waits for the others
 FOREVER = 1e7  # seconds that no timer takes any more
 
 

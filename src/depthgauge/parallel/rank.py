@@ -68,7 +68,7 @@ def _called(asked: dict[str, Any], trace: IO[str], folder: Path) -> Any:
     if asked["function"].startswith(f"{asked['main']}:"):
         sys.modules["__main__"] = sys.modules[AGAIN]  # arguments of the script's own classes say that they are of it
     arguments = pickle.loads((folder / "arguments.pickle").read_bytes())  # noqa: S301 - written by our own process
-    group = Group.here(asked["device"])
+    group = Group.here(asked["device"], asked["patience"])
     starting = datetime.timedelta(seconds=asked["starting"])
     store, *_ = next(rendezvous("env://", timeout=starting))
     # Ranks import at different speeds, which is no matter of how long a collective may wait.

@@ -11,7 +11,6 @@ A step is plain PyTorch: DDP as it is, with its own buckets and hooks, and the t
 
 from __future__ import annotations
 
-import datetime
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -27,7 +26,6 @@ from torch.nn.parallel import DistributedDataParallel
 from depthgauge.formats.arguments import whole
 from depthgauge.parallel import passes
 from depthgauge.parallel.group import Group
-from depthgauge.parallel.launching import PATIENCE
 from depthgauge.parallel.naming import ParallelError
 from depthgauge.timing import Device, DeviceClock
 from depthgauge.workload import Training
@@ -85,9 +83,8 @@ def ddp_steps(group: Group, asked: Sequence[tuple[Training, Layout]]) -> list[St
             raise ParallelError(f"{layout} is no layout on {group.ranks} ranks with reduction {', '.join(REDUCTIONS)}")
     if len({id(training.model) for training, _ in asked}) < len(asked):
         raise ParallelError("two layouts have one model, whose gradients DDP would reduce twice: make it for each")
-    patience = datetime.timedelta(seconds=PATIENCE)
     parts = {  # every rank makes every group, also those that it is not in
-        ranks: None if ranks == group.ranks else distributed.new_group(list(range(ranks)), timeout=patience)
+        ranks: None if ranks == group.ranks else group.of_first(ranks)
         for ranks in sorted({layout.ranks for _, layout in asked})
     }
     return [
