@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -242,8 +243,8 @@ def _limited(device: Device, share: float) -> Iterator[None]:
 
     index = torch.device(device.name).index
     index = torch.cuda.current_device() if index is None else index  # a share wants one
-    told = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # not every torch tells it
-    before = 1.0 if told is None else float(told(index))
+    told: Any = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)  # not every torch tells it
+    before = float(told(index))
     torch.cuda.set_per_process_memory_fraction(min(share, before), index)
     try:
         yield
