@@ -241,7 +241,7 @@ def _limited(device: Device, share: float) -> Iterator[None]:
         return
     import torch
 
-    index = torch.device(device.name).index
+    index: int | None = torch.device(device.name).index
     index = torch.cuda.current_device() if index is None else index  # a share wants one
     told: Any = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)  # not every torch tells it
     before = float(told(index))
