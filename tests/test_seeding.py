@@ -74,6 +74,7 @@ ALLOWED = {
         ): "sees whether a user's loss seeds by itself"
         for call in ("torch.manual_seed", "random.seed", "np.random.seed")
     },
+    ("depthgauge/precision/noise.py", "each.set_state"): "rewinds what an operator drew before it is run once more",
     ("depthgauge/restoring.py", "generator.set_state"): "puts back a user's own generator",
     ("depthgauge/workload.py", "generator.set_state"): "puts back a loader's own generator",
 }

@@ -59,7 +59,8 @@ def of_request(study: str, before: Marks, request: Marks, models: Mapping[object
     if before.get("source") != request.get("source"):
         if str(request.get("source")).startswith(hashing.UNKNOWN):
             return f"rows of {study!r}, and whether the same code made them cannot be told"
-        return f"rows of {study!r} made by other code ({before.get('origin')})"
+        place = f" ({before['origin']})" if before.get("origin") else ""
+        return f"rows of {study!r} made by other code{place}"
     spec, source = request.get("model"), request.get("model_source")
     return "" if models.get(spec, source) == source else f"rows made by other code of {spec}"
 

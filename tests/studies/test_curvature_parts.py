@@ -25,7 +25,7 @@ def trainings(end: float, start: float = 0.5, optimizer: str = "GD", lr: float =
     for case in Grid({"lr": (lr,)}, {"optimizer": optimizer, "steps": 100}, 5).cases():
         noise = 1 + 1e-3 * case.integer("seed")
         rise = np.minimum(STEPS / 25, 1.0)
-        yield case.rows("sharpness", edge.LIMITS[optimizer] / lr * noise * (start + (end - start) * rise), step=STEPS)
+        yield case.rows("sharpness", edge.LIMITS[optimizer] / lr * (start + (end * noise - start) * rise), step=STEPS)
 
 
 @pytest.mark.parametrize(

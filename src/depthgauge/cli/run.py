@@ -76,7 +76,11 @@ class Options:
     help="Run directory; an old one is resumed.  [default: runs/STUDIES-PRESET]",
 )
 @click.option("--profile", "profiled", is_flag=True, help="Then trace a piece of each study, under DIR/traces.")
-@click.option("--fresh", is_flag=True, help="Forget what is stored in DIR; files that are not depthgauge's stay.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Forget what is stored in DIR; files that are not depthgauge's stay, those of its report beside it.",
+)
 @click.option(
     "--studies",
     "sources",
