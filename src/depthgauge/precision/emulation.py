@@ -188,7 +188,11 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
     ) -> Any:
         call: Callable[..., Any] = func
         kwargs = kwargs or {}
+        self.before(func, args, kwargs)
         return self.replaced(func, args, kwargs, call(*args, **kwargs))
+
+    def before(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Note what must be known before an operator runs: for a mode that derives from this one."""
 
     def replaced(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Any:
         """Replace the result `out` of an operator; what it has changed in place is changed again there."""

@@ -132,16 +132,9 @@ class _Noise(Rounding):  # type: ignore[no-untyped-call]  # torch has not typed 
         self._size = 0.0
         self._rewind: Callable[[], None] = _nothing
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def before(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         draws = torch.Tag.nondeterministic_seeded in func.tags
-        self._rewind = _rewinding([*args, *(kwargs or {}).values()]) if draws else _nothing
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        self._rewind = _rewinding([*args, *kwargs.values()]) if draws else _nothing
 
     def replaced(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Any:
         call: Callable[..., Any] = func
