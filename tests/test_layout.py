@@ -30,9 +30,9 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     for names in (
         (
             "architecture conditions copies float32 folder foreign formats frames jsonfile modules nested operations"
-            " reaching restoring seeding topics updating verdict version"
+            " restoring seeding topics updating verdict version"
         ),
-        "data environment isolation probe stats study theory trace",
+        "data environment isolation probe reaching stats study theory trace",
         (
             "code costs declaration drifting encoding initialization precision preflight questions replicas summation"
             " timing"

@@ -31,7 +31,6 @@ from depthgauge.study import Study, StudyError
 from depthgauge.verdict import Claim
 
 GROUP = "depthgauge.studies"
-_INSTALLED = {"site-packages", "dist-packages"}
 
 
 class UnknownStudyError(LookupError):
@@ -112,7 +111,7 @@ def place(origin: str) -> str:
     if module is None or module.file is None:
         return origin
     path = module.file.resolve()
-    if _root(module.file, origin).name in _INSTALLED:
+    if _root(module.file, origin).name in modules.INSTALLED:
         return origin
     package = origin if path.name == "__init__.py" else origin.rpartition(".")[0]
     if not package:
@@ -146,7 +145,7 @@ def _files(origin: str) -> dict[str, Path]:
             return {}
         module, path = origin, there.file
         root = _root(path, module)
-    if root.name in _INSTALLED:  # which holds everybody's
+    if root.name in modules.INSTALLED:  # which holds everybody's
         near = (path,) if path.parent == root else path.parent.rglob("*.py")
         return {str(each.relative_to(root)): each for each in near}
     files = code.behind(module, root)

@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from depthgauge import code, environment
+from depthgauge import code, environment, modules
 from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import stdout_to_stderr
 
@@ -218,14 +218,11 @@ def source(spec: str) -> str:
     name = spec.partition(":")[0]
     top = name.partition(".")[0]
     root = _root_of(spec)
-    if root.name in _INSTALLED:
+    if root.name in modules.INSTALLED:
         distributions = importlib.metadata.packages_distributions().get(top, ())
         versions = [f"{distribution} {importlib.metadata.version(distribution)}" for distribution in distributions]
         return hashlib.sha256("\n".join(sorted(versions)).encode()).hexdigest()
     return code.at_import(name) or environment.digest(_files(spec))
-
-
-_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def _files(spec: str) -> dict[str, Path]:
@@ -234,7 +231,7 @@ def _files(spec: str) -> dict[str, Path]:
     if top is not None and getattr(top, "__spec__", None) is None:
         return {}  # a module that a program made, not a file
     root = _root_of(spec)
-    return {} if root.name in _INSTALLED else code.behind(name, root)
+    return {} if root.name in modules.INSTALLED else code.behind(name, root)
 
 
 def _root_of(spec: str) -> Path:

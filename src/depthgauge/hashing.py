@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from depthgauge import code, environment
+from depthgauge.modules import is_installed
 
 UNKNOWN = "unknown-"  # begins what stands for a digest that there is not
 
 _MOST = 1_000_000  # values that are read
-_INSTALLED = {"site-packages", "dist-packages"}
 _DESCRIPTORS = (
     types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType,
     types.MethodWrapperType, types.ClassMethodDescriptorType,
@@ -68,7 +68,7 @@ def installed(module: object) -> bool:
     except (ImportError, ValueError):
         return False
     places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
-    return any(_INSTALLED.intersection(Path(place).parts) for place in places if place)
+    return any(is_installed(Path(place)) for place in places if place)
 
 
 def _named(value: object) -> str:

@@ -18,6 +18,9 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import NoReturn
 
+INSTALLED = frozenset(("site-packages", "dist-packages"))
+"""Names of folders that hold everybody's packages."""
+
 
 @dataclass(frozen=True)
 class Module:
@@ -55,6 +58,11 @@ def _spec(dotted: str, part: str, package: Module | None) -> ModuleSpec | None:
         return PathFinder.find_spec(part, [*map(str, package.folders)]) if part else None
     except (ImportError, ValueError):
         return None
+
+
+def is_installed(path: Path) -> bool:
+    """Tell whether a file lies in an installed package."""
+    return not INSTALLED.isdisjoint(path.parts)
 
 
 def package_of(folder: Path) -> tuple[Path, str]:

@@ -25,9 +25,6 @@ from depthgauge.discovery import Found
 from depthgauge.foreign import describe_error, original
 from depthgauge.study import Study, StudyError
 
-_INSTALLED = {"site-packages", "dist-packages"}
-
-
 # -- the declaration ---------------------------------------------------------------------------------------------------
 
 
@@ -120,7 +117,7 @@ def author(study: Study | str) -> Callable[[str], bool]:
     def wrote(name: str) -> bool:
         file = Path(name)
         below = [file.relative_to(home) for home in homes if file.is_relative_to(home)]
-        return any(not _INSTALLED.intersection(inside.parts) for inside in below) and not any(
+        return any(not modules.is_installed(inside) for inside in below) and not any(
             file.is_relative_to(folder) and not any(home.is_relative_to(folder) for home in homes) for folder in ours
         )
 
@@ -145,7 +142,7 @@ def _home(file: Path) -> Path:
     top = file
     while (top.parent / "__init__.py").is_file() and top.parent not in shared:
         top = top.parent
-    return top if top.parent in shared or top.parent.name in _INSTALLED else top.parent
+    return top if top.parent in shared or top.parent.name in modules.INSTALLED else top.parent
 
 
 def _ours() -> tuple[Path, ...]:

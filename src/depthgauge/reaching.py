@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from depthgauge.modules import is_installed
+
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 Numbers = Tensor | np.ndarray[Any, Any]
 Stepper = torch.optim.Optimizer | LRScheduler | ReduceLROnPlateau
@@ -304,8 +306,7 @@ def is_own(module: str | None) -> bool:
     if file is None:
         return module not in sys.builtin_module_names
     path = Path(file).resolve()
-    installed = {"site-packages", "dist-packages"}.intersection(path.parts)
-    return not installed and not path.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
+    return not is_installed(path) and not path.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
 
 
 def _is_ours(value: Any) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from depthgauge.modules import is_installed
 
 
 def names_of(model: nn.Module) -> dict[int, str]:
@@ -36,7 +39,7 @@ def of_a_package(module: nn.Module) -> bool:
         place = inspect.getfile(type(module))
     except (TypeError, OSError):
         return False
-    return ("site-packages" in place or "dist-packages" in place) and not type(module).__module__.startswith("torch.")
+    return is_installed(Path(place)) and not type(module).__module__.startswith("torch.")
 
 
 def is_normal(weight: Tensor) -> bool:

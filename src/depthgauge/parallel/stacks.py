@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from depthgauge.modules import is_installed
+
 _HERE = Path(__file__).parent
 _STANDARD = Path(sysconfig.get_path("stdlib"))
-_INSTALLED = frozenset(("site-packages", "dist-packages"))
 _TALKING = ("/torch/distributed/", "/torch/nn/parallel/distributed.py")
 _BACKWARD = "_engine_run_backward"
 _WRAPPERS = frozenset(("wrapper", "inner", "_fn", "decorate_context", "wrapped"))
@@ -91,7 +92,7 @@ def _is_users(call: Call) -> bool:
     path = Path(call.file)
     if path.is_relative_to(_HERE.parent):
         return path.is_relative_to(_HERE.parent / "studies")
-    installed = call.file.startswith("<") or not _INSTALLED.isdisjoint(path.parts)
+    installed = call.file.startswith("<") or is_installed(path)
     return not installed and not path.is_relative_to(_STANDARD)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
-from depthgauge.checking.parameters import held_by
+from depthgauge.checking.parameters import held_by, of_a_package
 from depthgauge.checking.questions.data.modes import HEAVY
 from depthgauge.checking.questions.data.passing import DROPS, NORMS, Passed
 from depthgauge.checking.questions.data.within import Within
@@ -129,12 +128,7 @@ def _packaged(modules: dict[str, nn.Module], name: str) -> bool:
     """Tell whether a part around a module is of an installed package, torch aside."""
     while name:
         name = name.rpartition(".")[0]
-        kind = type(modules[name])
-        try:
-            place = inspect.getfile(kind)
-        except (TypeError, OSError):
-            continue
-        if ("site-packages" in place or "dist-packages" in place) and not kind.__module__.startswith("torch."):
+        if of_a_package(modules[name]):
             return True
     return False
 
