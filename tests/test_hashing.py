@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import subprocess
 import sys
 import textwrap
@@ -111,6 +112,17 @@ def test_objects_count_with_what_they_hold() -> None:
     assert digest([np.float32(1)]) != digest([np.float64(1)])
     assert digest(lru_cache(len)) == digest(lru_cache(len))
     assert len({digest(each) for each in (1, 1.0, True, "1", b"1", (1,), [1], {1}, None, 0.0, -0.0)}) == 11
+
+
+def test_an_exception_that_was_raised_is_the_same_whoever_pickles_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = FileNotFoundError(2, "no such file")
+    monkeypatch.setitem(copyreg.dispatch_table, FileNotFoundError, lambda e: (list, (), {"at": str(e.__traceback__)}))
+    before = digest(error)
+    with pytest.raises(FileNotFoundError):
+        raise error
+    assert digest(error) == before != digest(FileNotFoundError(2, "another"))
 
 
 def test_what_cannot_be_told_is_named() -> None:

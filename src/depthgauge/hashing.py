@@ -262,7 +262,8 @@ class _Reader:
     def _object(self, value: Any) -> None:
         """Any other object as `pickle` would take it apart."""
         try:
-            special = copyreg.dispatch_table.get(type(value))
+            raised = isinstance(value, BaseException)  # others (tblib) have its traceback pickled with it
+            special = None if raised else copyreg.dispatch_table.get(type(value))
             reduced = special(value) if special else value.__reduce_ex__(4)
         except Exception as error:
             raise self._unreadable(value) from error
