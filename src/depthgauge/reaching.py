@@ -142,9 +142,7 @@ class _Walk:
     def go(self) -> None:
         """Look at all that waits."""
         while self._waiting:
-            with suppress(
-                Exception
-            ):  # what a user's object raises when it is looked at, such as a proxy without a target
+            with suppress(Exception):  # a user's object raises when it is looked at: a proxy without a target
                 self._visit(*self._waiting.popleft())
 
     def _visit(self, name: str, value: Any, deep: int) -> None:

@@ -17,9 +17,8 @@ from depthgauge.updating import clear
 from depthgauge.workload import Training, WorkloadError
 
 ROUNDS = 12  # durations of each step
-CAUTION = (
-    0.5  # share of the room for tensors that batch and forward pass may take; the backward pass takes as much again
-)
+CAUTION = 0.5
+"""Share of the room for tensors that batch and forward pass may take; the backward pass takes as much again."""
 
 
 @dataclass(frozen=True)
