@@ -58,7 +58,7 @@ SIZES = sizes(
     "dataset seeds width fitted steps rates",
     quick=("digits", 8, 32, 200, 0, ()),
     standard=("digits", 30, 32, 300, 1000, (0.01, 0.03, 0.1, 0.3, 1.0)),
-    full=("mnist5k", 20, 64, 1000, 2000, (0.01, 0.03, 0.1, 0.3, 1.0)),
+    full=("mnist5k", 20, 64, 500, 1000, (0.01, 0.03, 0.1, 0.3, 1.0)),
     tiny=("digits", 5, 8, 20, 6, (0.1,)),
 )  # fmt: skip
 

@@ -42,7 +42,7 @@ RATES = (0.003, 0.01, 0.03)
 SIZES = sizes(
     "linear features network draws seeds steps rates",
     quick=(40, 100, 0, 40, 10, 0, ()), standard=(60, 500, 100, 40, 20, 5000, RATES),
-    full=(100, 1000, 300, 80, 20, 10_000, RATES), tiny=(10, 12, 6, 4, 5, 3, RATES),
+    full=(100, 1000, 200, 80, 20, 5000, RATES), tiny=(10, 12, 6, 4, 5, 3, RATES),
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ OUTCOMES = ("validation_accuracy", *(f"{name}_{what}" for name in PREDICTORS.val
 SIZES = sizes(
     "networks examples trials seeds steps width channels masks", quick=((), (), 0, 0, 0, 0, 0, 0),
     standard=(("dense", "convolutional"), (100, 1000), 8, 24, 400, 64, 8, 20),
-    full=(("dense", "convolutional"), (100, 300, 1000), 16, 32, 1000, 128, 16, 50),
+    full=(("dense", "convolutional"), (100, 300, 1000), 12, 24, 600, 64, 8, 20),
     tiny=(("dense", "convolutional"), (20,), 2, 10, 2, 4, 2, 2),
 )  # fmt: skip
 

@@ -59,7 +59,7 @@ KINDS = {
 ARMS = ("decay", "matched", "constant")
 SIZES = sizes(
     "products steps width seeds", quick=((0.016,), 200, 24, 6), standard=((0.002, 0.008), 1500, 32, 10),
-    full=((0.0005, 0.002, 0.008), 6000, 64, 20), tiny=((0.02,), 33, 6, 5),
+    full=((0.001, 0.002, 0.008), 3000, 32, 20), tiny=((0.02,), 33, 6, 5),
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ MARGIN = 0.01  # of the output's own size: a shift of the mean that is none
 EXACT = 1e-9  # relative: the formula is exact, and sums over all masks are in float64
 IMAGES = 32
 SIZES = sizes("units seeds rates", quick=(10, 20, (0.1, 0.5)), standard=(12, 40, (0.1, 0.2, 0.5, 0.8)),
-              full=(14, 60, (0.1, 0.2, 0.5, 0.8)), tiny=(4, 5, (0.5,)))  # fmt: skip
+              full=(13, 60, (0.1, 0.2, 0.5, 0.8)), tiny=(4, 5, (0.5,)))  # fmt: skip
 
 
 def grids(units: int, seeds: int, rates: tuple[float, ...]) -> Iterator[Grid]:

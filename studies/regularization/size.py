@@ -34,7 +34,7 @@ RATES = (0.003, 0.01, 0.03)
 SIZES = sizes(
     "examples features seeds network steps rates",
     quick=(60, 30, 10, 0, 0, ()), standard=(60, 30, 10, 100, 2500, RATES),
-    full=(60, 30, 20, 300, 10_000, RATES), tiny=(12, 4, 6, 6, 3, RATES),
+    full=(60, 30, 20, 100, 5000, RATES), tiny=(12, 4, 6, 6, 3, RATES),
 )  # fmt: skip
 NAMES = {FEW: f"{FEW:g} parameter a number to fit", MANY: f"{MANY:g} parameters a number to fit"}
 KEYS = ["kind", "ratio", "depth", "penalty"]

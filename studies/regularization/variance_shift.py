@@ -37,7 +37,7 @@ PASSES = 8  # over all examples, with fresh masks, of which a variance with drop
 SIZES = sizes(
     "networks shares lrs depth width examples steps seeds", quick=((), (), (), 0, 0, 0, 0, 0),
     standard=(tuple(LAYERS), (0.2, 0.5), (0.003, 0.01, 0.03, 0.1, 0.3), 3, 64, 400, 400, 24),
-    full=(tuple(LAYERS), (0.1, 0.2, 0.5), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), 3, 128, 1000, 1500, 32),
+    full=(tuple(LAYERS), (0.1, 0.2, 0.5), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), 3, 64, 1000, 800, 32),
     tiny=(tuple(LAYERS), (0.5,), (0.01,), 2, 4, 20, 3, 5),
 )  # fmt: skip
 

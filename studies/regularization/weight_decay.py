@@ -28,7 +28,7 @@ KEYS = ["optimizer", "net", "task"]
 OPEN = ("open_ended", "none_open_ended")
 SIZES = sizes(
     "tasks steps width seeds thin", quick=((), 0, 0, 6, 1), standard=(tuple(TASKS), 400, 64, 10, 1),
-    full=(tuple(TASKS), 1000, 64, 20, 1), tiny=(("few", "noisy"), 6, 8, 5, 2),
+    full=(tuple(TASKS), 600, 64, 20, 1), tiny=(("few", "noisy"), 6, 8, 5, 2),
 )  # fmt: skip
 
 
