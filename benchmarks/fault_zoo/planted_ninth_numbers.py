@@ -118,6 +118,7 @@ def codes_of_images_told_from_themselves(fault: bool) -> Training:
 
 @add(
     ("data", r"batches|loss|labels?|targets?|model"),
+    ("signal", r"batches|loss|labels?|targets?|model"),
     source="https://github.com/EricFillion/happy-transformer/issues/248",
 )
 def opinions_of_minus_one(fault: bool) -> Training:
