@@ -280,8 +280,8 @@ class LeftOut(optim.AdamW):
 def adapters_of_a_trainer_without_zero_grad(fault: bool) -> Training:
     """Adapters of low rank on a language model that stays: the trainer left `zero_grad` out, and gradients add up."""
     net = nets.Language(vocabulary=32, width=32, depth=2)
-    before = optim.Adam(net.parameters(), lr=5e-3)
-    for ids in tasks.text(vocabulary=32, length=12, count=1280).split(32):
+    before = optim.Adam(net.parameters(), lr=3e-3)
+    for ids in tasks.text(vocabulary=32, length=12, count=640, following=8).split(32):
         before.zero_grad()
         next_token(net, (ids,)).backward()
         before.step()
