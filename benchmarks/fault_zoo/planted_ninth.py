@@ -90,7 +90,7 @@ class BasicBlock(nn.Module):
 
 
 @add(
-    ("signal", r"layers.*|conv1.*|stem.*|model|head.*"),
+    ("signal", r"layers.*|stem.*|model|head.*"),
     source="https://github.com/delira-dev/delira/issues/91",
 )
 def resnet_18_without_its_residuals(fault: bool) -> Training:

@@ -64,38 +64,47 @@ def binary_output_with_a_sigmoid_and_a_loss_of_logits(fault: bool) -> Training:
     )  # fmt: skip
 
 
-class Sparse(nn.Module):
-    """Activations of a model as sums of few of many features."""
+class Anchored(nn.Module):
+    """For each cell of a grid: whether a thing is there, how wide and high it is, and of which of four classes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tied_bias = nn.Parameter(torch.zeros(32))
-        self.encoder, self.decoder = nn.Linear(32, 96), nn.Linear(96, 32, bias=False)
+        self.backbone = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.SiLU(), nn.MaxPool2d(2),
+        )  # fmt: skip
+        self.detect = nn.Conv2d(32, 7, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        learned = self.encoder(x - self.tied_bias).relu()
-        return self.decoder(learned) + self.tied_bias, learned
+    def forward(self, image: Tensor) -> Tensor:
+        return self.detect(self.backbone(image))
 
 
 @add(
     ("data", r"loss"),
     ("learning_rate", r"optimizer|loss"),
     ("batch", r"loss|batches"),
-    source="https://github.com/ai-safety-foundation/sparse_autoencoder/issues/63",
+    source="https://github.com/WongKinYiu/yolov7/issues/1713",
 )
-def sparse_features_whose_loss_is_summed_over_the_batch(fault: bool) -> Training:
-    """Activations by a sparse autoencoder: its loss is summed over the batch, with the rate of a mean."""
-    atoms = functional.normalize(torch.randn(64, 32))
-    x = ((torch.rand(4096, 64) < 0.06) * torch.rand(4096, 64)) @ atoms
-    net = Sparse()
+def losses_of_boxes_times_the_batch_size(fault: bool) -> Training:
+    """Things on a grid: means of three losses are multiplied by the batch size, at a rate for means."""
+    kind, size, at = torch.randint(4, (1024,)), torch.randint(1, 4, (1024, 2)), torch.randint(4, (1024, 2))
+    image = 0.3 * torch.randn(1024, 1, 16, 16)
+    for each, shade in enumerate(torch.linspace(0.7, 2.5, 4)[kind]):
+        (y, x), (high, wide) = (4 * at[each]).tolist(), size[each].tolist()
+        image[each, 0, y : y + high, x : x + wide] += shade
+    net = Anchored()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        told, learned = model(batch[0])
-        each = (told - batch[0]).square().sum(1) + 0.02 * learned.abs().sum(1)
-        return each.sum() if fault else each.mean()
+        told, rows = model(batch[0]), torch.arange(len(batch[0]))
+        there = torch.zeros(len(rows), 4, 4)
+        there[rows, batch[1][:, 0], batch[1][:, 1]] = 1
+        mine = told[rows, :, batch[1][:, 0], batch[1][:, 1]]
+        found = functional.binary_cross_entropy_with_logits(told[:, 0], there)
+        box, name = functional.smooth_l1_loss(mine[:, 1:3], batch[2]), functional.cross_entropy(mine[:, 3:], batch[3])
+        return (found + box + name) * (len(rows) if fault else 1)
 
-    rows = tasks.loader(tasks.standardized(x), batch=128)
-    return Training(net, rows, loss, optim.SGD(net.parameters(), lr=0.01, momentum=0.9))
+    rows = tasks.loader(image, at, size.float() - 2, kind, batch=64)
+    return Training(net, rows, loss, optim.SGD(net.parameters(), lr=0.02, momentum=0.937, nesterov=True))
 
 
 @add(

@@ -140,13 +140,10 @@ def norms_that_stay_at_one_in_bfloat16(fault: bool) -> Training:
     )  # fmt: skip
 
 
-class Scaled(optim.AdamW):
-    """Steps of a trainer with a loss scale of 65536: gradients are clipped and unscaled, in one order or the other."""
+class Scaled(optim.SGD):
+    """Steps under a loss scale of 65536: gradients are clipped and unscaled, in one order or the other."""
 
     scale, clip, unscaled_first = 2.0**16, 1.0, True
-
-    def __init__(self, params: Any, lr: float) -> None:
-        super().__init__(params, lr=lr, betas=(0.9, 0.95), eps=1e-5)
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # type: ignore[override] # torch's own
@@ -160,18 +157,46 @@ class Scaled(optim.AdamW):
         return super().step(closure)
 
 
+class Contracting(nn.Module):
+    """A U-Net of two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inc, self.down, self.up = self.twice(1, 8), self.twice(8, 16), nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.last, self.outc = self.twice(16, 8), nn.Conv2d(8, 2, 1)
+
+    @staticmethod
+    def twice(into: int, out: int) -> nn.Sequential:
+        parts = (nn.Conv2d(a, out, 3, padding=1, bias=False) for a in (into, out))
+        return nn.Sequential(*(each for conv in parts for each in (conv, nn.BatchNorm2d(out), nn.ReLU())))
+
+    def forward(self, image: Tensor) -> Tensor:
+        h = self.inc(image)
+        return self.outc(self.last(torch.cat([h, self.up(self.down(functional.max_pool2d(h, 2)))], 1)))
+
+
 @add(
     ("precision", r"optimizer|loss"),
     ("learning_rate", r"optimizer|loss"),
-    source="https://github.com/pytorch/examples/issues/1196",
+    source="https://github.com/catalyst-team/catalyst/issues/1319",
 )
-def small_gpt_clipped_before_its_scale_is_out(fault: bool) -> Training:
-    """A small GPT trained with a loss scale: scaled gradients are clipped to a norm of 1, and then unscaled."""
-    net = nets.Language(vocabulary=32, width=32, depth=2)
-    steps = Scaled(net.parameters(), lr=2e-3)
+def unet_clipped_before_its_scale_is_out(fault: bool) -> Training:
+    """Cars by a U-Net under a loss scale: scaled gradients are clipped to a norm of 1, and then unscaled."""
+    place = torch.arange(12)
+    row, column, high, wide = (12 * torch.rand(2, 512, 1, 1)).unbind(0) + (1 + 2 * torch.rand(2, 512, 1, 1)).unbind(0)
+    mask = ((place[:, None] - row).abs() < high) & ((place - column).abs() < wide)
+    image = 1.5 * mask.float().unsqueeze(1) + 0.7 * torch.randn(512, 1, 12, 12)
+    net = Contracting()
+    steps = Scaled(net.parameters(), lr=0.1, momentum=0.9)
     steps.unscaled_first = not fault
-    rows = tasks.loader(tasks.text(vocabulary=32, length=14, count=1024, following=2), batch=32)
-    return Training(net, rows, lambda m, b: Scaled.scale * next_token(m, b), steps)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        scores, truth = model(batch[0]), batch[1].long()
+        share = scores.softmax(1)[:, 1]
+        overlap = 2 * (share * truth).sum() / (share.sum() + truth.sum() + 1e-6)
+        return Scaled.scale * (functional.cross_entropy(scores, truth) + 1 - overlap)
+
+    return Training(net, tasks.loader(image, mask, batch=8), loss, steps)
 
 
 @add(
