@@ -58,6 +58,7 @@ def test_it_holds_enough_of_both() -> None:
         ("sixth", 31, 25),
         ("seventh", 30, 23),
         ("eighth", 30, 23),
+        ("ninth", 33, 25),
     ],
 )
 def test_a_later_set_is_whole_and_has_names_of_its_own(half: halves.Half, planted: int, sound: int) -> None:
