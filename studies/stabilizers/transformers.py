@@ -173,7 +173,7 @@ def against_plain(figures: pd.DataFrame, claim: Claim, name: str, other: str, ma
     yield Sentence(
         f"Over learning rates from {RATES[0]:g} to {RATES[-1]:g}, in a {name.replace(', ', ' transformer with ')}, "
         f"{told} (medians); the mean loss is {means[0]} nats above the best in place of {means[1]}, a change of "
-        f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}].",
+        f"{change.told('+.3f')}.",
         figure="transformer_stabilizers", claims=(claim.id,),
     )  # fmt: skip
 
@@ -210,8 +210,8 @@ def warmup(tuned: pd.DataFrame) -> Iterator[Answer]:
         if not np.isfinite([effect.low, effect.high]).all():
             continue
         yield Sentence(
-            f"Each at its own learning rate, a small {order} transformer without warm-up ends {effect.value:+.2f} "
-            f"[{effect.low:+.2f}, {effect.high:+.2f}] nats of training loss above one with it.",
+            f"Each at its own learning rate, a small {order} transformer without warm-up ends "
+            f"{effect.told('+.2f')} nats of training loss above one with it.",
             figure="transformer_warmup", claims=(WARMUP.id,),
         )  # fmt: skip
 

@@ -100,3 +100,10 @@ def test_verdicts(analysed: Callable[..., Any], made: tuple[Any, ...], qk_norm: 
         told = re.search(r"logit grows (\S+)-fold from the lowest rate to the highest, (\S+)-fold without it", text)
         assert told
         assert [float(each) for each in told.groups()] == pytest.approx([made[0] ** 3, 5.0**3], rel=0.02)
+
+
+def test_few_seeds_are_told_without_intervals_that_they_have_not(analysed: Callable[..., Any]) -> None:
+    few = [row for row in rows(1.5, 0.2, {"post_cold": 0.5}) if row.case.integer("seed") < 3]
+    sentences = analysed(transformers.PART, few).sentences
+    assert sentences[0].endswith("in place of 0.500, a change of -0.300.")
+    assert not any("nan" in text for text in sentences)
