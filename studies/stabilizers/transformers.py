@@ -124,7 +124,8 @@ def summaries(reported: pd.DataFrame) -> pd.DataFrame:
     `sensitivity`: mean over rates of the loss, at most that at the start, minus the least; `growth`: the largest
     attention logit at the last rate over that at the first; `log_z`: mean over rates.
     """
-    lines = reported.sort_values("lr").groupby(["variant", "seed"], sort=False)
+    whole = reported.fillna({"logit": np.inf, "log_z": np.inf})  # "first" and "last" would pass over what is no number
+    lines = whole.sort_values("lr").groupby(["variant", "seed"], sort=False)
     table = lines.agg(
         mean=("capped", "mean"), best=("capped", "min"), first=("logit", "first"), last=("logit", "last"),
         log_z=("log_z", "mean"),
