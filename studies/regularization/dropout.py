@@ -124,12 +124,14 @@ def tuned(curves: Mapping[Any, pd.DataFrame]) -> Iterator[Answer]:
     asked: dict[tuple[str, str, int], Comparison] = {}
     for network, count in dict.fromkeys(key[:2] for key in curves):
         pair = [curves.get((network, count, of)) for of in ("dropout", "decay" if network == "dense" else "none")]
-        told = [each.to_numpy() for each in _of_the_same_seeds(pair)]
-        if not told:  # of a run that was cut short
+        searched = [each.to_numpy() for each in _of_the_same_seeds(pair)]
+        if not searched:  # of a run that was cut short
             continue
-        asked[BETTER if network == "dense" else CONVOLVED, network, count] = _paired(*(each[:, -1] for each in told))
+        asked[BETTER if network == "dense" else CONVOLVED, network, count] = _paired(
+            *(each[:, -1] for each in searched)
+        )
         if network == "dense":
-            lost = [each[:, -1] - each[:, min(FEW, each.shape[1]) - 1] for each in told]
+            lost = [each[:, -1] - each[:, min(FEW, each.shape[1]) - 1] for each in searched]
             asked[EASIER, network, count] = _paired(*lost)
     question = Question.of(
         "dropout_decay", ("what", "network", "examples"), asked, label="{what}, {network}, {examples} examples",
