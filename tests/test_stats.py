@@ -1088,3 +1088,18 @@ def test_where_there_is_no_tail_the_reason_is_given(x, value, reason):
 def test_a_tail_of_nonsense_is_refused(x, share):
     with pytest.raises(ValueError, match=r"one dimension|at least 0|between 0 and 1"):
         stats.tail_index(x, share)
+
+
+def test_pseudo_values_of_a_mean_are_the_values_and_of_a_ratio_have_the_error_of_both() -> None:
+    one = np.array([1.0, 2.0, 4.0, 9.0])
+    assert stats.pseudo_values(lambda x: float(x.mean()), one) == pytest.approx(one)
+    found = stats.pseudo_values(lambda x, y: float(x.mean() / y.mean()), 3 * one, one)
+    assert found == pytest.approx(np.full(4, 3.0))
+    assert stats.pseudo_values(lambda x: float(x.mean()), [5.0]).tolist() == [5.0]
+    with pytest.raises(ValueError, match="samples of one length"):
+        stats.pseudo_values(lambda x, y: float(x.mean() / y.mean()), one, one[:2])
+
+
+def test_an_estimate_is_told_with_its_interval_where_it_has_one() -> None:
+    assert stats.mean([1.0, 2.0, 3.0, 4.0, 5.0]).told(".1f") == "3.0 [1.0, 5.0]"
+    assert stats.mean([1.0, 2.0]).told("+.1f") == "+1.5"

@@ -163,8 +163,7 @@ def answer(fits: Mapping[int, planning.Hyperbola], edge: Mapping[int, bool]) -> 
     )  # fmt: skip
     wide, most = max(fits), question.members[(max(width for (width,) in asked),)].effect
     yield Sentence(
-        f"A network {wide / narrow:g} times as wide has {most.value:.2f} [{most.low:.2f}, {most.high:.2f}] times the "
-        "critical batch size.",
+        f"A network {wide / narrow:g} times as wide has {most.told('.2f')} times the critical batch size.",
         claims=(WIDTH.id,),
     )
 

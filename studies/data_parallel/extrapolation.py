@@ -98,7 +98,7 @@ def bought(model: StepModel, critical: Estimate, few: int, many: int) -> Estimat
 def _told(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -> Sentence:
     """Sixty-four devices in place of eight, over this machine's link and the fastest that has a name."""
     times = {link.name: bought(fitted.model.over(link), critical, 8, 64) for link in links[:2]}
-    told = " and ".join(f"over {name} {t.value:.2g} [{t.low:.2g}, {t.high:.2g}] times" for name, t in times.items())
+    told = " and ".join(f"over {name} {t.told('.2g')} times" for name, t in times.items())
     return Sentence(
         f"Extrapolated to {PRESENT} examples a device, 64 devices take {told} as long for a training as 8; {FLAT}."
     )

@@ -184,10 +184,7 @@ def hidden_for_what(question: Question, taken: Taken) -> Iterator[Answer]:
         if bucket and default is not None and pair[0] is not None and pair[1] is not None:
             times = stats.median(pair[0] / pair[1])
             shares = f"{smaller.effect.value:.0%} of the exchange in place of {default.effect.value:.0%}"
-            told.append(
-                f"{net} at {batch} hides {shares} and takes {times.value:.2f} [{times.low:.2f}, {times.high:.2f}] times"
-                " as long"
-            )
+            told.append(f"{net} at {batch} hides {shares} and takes {times.told('.2f')} times as long")
     if told:
         others = f" (the first of {len(told)} pairs)" * (len(told) > 1)
         yield Sentence(f"With buckets of {smallest:g} MiB in place of DDP's 25, {told[0]}{others}.")

@@ -177,7 +177,7 @@ def _moved(curve: pd.DataFrame) -> Iterator[Sentence]:
 
 def _powers(drift: Question) -> str:
     members = drift.read(lambda c: c.effect).items()
-    return "; ".join(f"{key} {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for key, e in members)
+    return "; ".join(f"{key} {e.told('.2f')}" for key, e in members)
 
 
 def _falls(drift: stats.Comparison) -> bool | None:

@@ -44,6 +44,7 @@ STUDY = study(
         "Capacity and size: sizes were set with trial runs in view; those had other seeds.",
         "Dropout's mean: one layer of a few units at initialization; dropped layers in a stack add up.",
         "Augmentation: one strength each, small networks, at most 512 training images, a short training.",
+        "Augmentation's and dropout's seeds share training images, and copies of one augmentation; n counts networks.",
         "Targets: the linear classifier's few images can be separated; networks are small and nearly always right.",
         "Model selection: linear problems, whose true errors are known; networks may share more or less of theirs.",
         "Weight decay, its equilibrium, ghost batches: seeds share examples and wrong labels; n counts networks.",

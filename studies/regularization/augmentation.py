@@ -145,7 +145,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def _added(ratios: pd.DataFrame) -> Iterator[Answer]:
     networks = params_of(ratios, "network")["network"]
-    values = ratios.pivot_table(index="case", columns="layer", values="value")
+    values = ratios.pivot_table(index="case", columns="layer", values="value", dropna=False)  # NaN: it diverged
     asked = {
         (network, size): stats.against(values.loc[cases.index, f"{size:g}"].to_numpy(), 1.0, margin=WITHIN)
         for network, cases in groups(networks.to_frame(), "network")

@@ -11,7 +11,7 @@ import pandas as pd
 from depthgauge import drawing, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, agrees, below, every
+from depthgauge.questions import Question, above, agrees, below, every, not_above
 from depthgauge.studies.regularization import errors, fits
 from depthgauge.studies.regularization.errors import NETWORK, RELU
 from depthgauge.study import Case, Context, Grid, Rows, Value
@@ -109,7 +109,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             ended = own.loc[own["ratio"].isin([at, other]), "open_ended"].any()
             members[name, what] = training.unsettled(errors.over(table, at, other, MARGIN), ended)
         rising = [ratio for ratio in RATIOS if ratio >= RISING and ratio in test]
-        place = np.array(rising)[test[rising].to_numpy().argmax(axis=1)]
+        place = np.array(rising)[test[rising].dropna().to_numpy().argmax(axis=1)]
         ended = own.loc[own["ratio"].isin(rising), "open_ended"].any()
         peaks[name,] = training.unsettled(stats.against(place, 1.0, log=True, margin=PLACE), ended)
         places[name] = sorted(place)
@@ -120,22 +120,27 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "capacity", capacity
     parts = capacity[capacity["curve"] == "new data"]
     yield "spread", pd.concat(parts.assign(term=term, value=parts[term]) for term in ("bias", "variance"))
-    yield from _curve(members, parts[parts["kind"] == RELU].set_index("ratio")["value"], errors.ends(capacity))
+    relu = runs[runs["kind"] == "features"]
+    at = errors.lowest(relu) if len(relu) else np.nan
+    yield from _curve(members, parts[parts["kind"] == RELU].set_index("ratio")["value"], at, errors.ends(capacity))
     yield from _peaks(peaks, places)
     yield from _removed(removed)
     yield from _theory(runs, ridge)
 
 
-def _curve(members: Mapping[Any, stats.Comparison], error: pd.Series[float], ends: str) -> Iterator[Answer]:
+def _curve(
+    members: Mapping[Any, stats.Comparison], error: pd.Series[float], at: float, ends: str
+) -> Iterator[Answer]:  # fmt: skip
     question = Question.of("capacity_shape", ("kind", "what"), members, label="{kind}: {what}", reference="as large")
     if not question:
         return
     yield question.table()
     answers: dict[str, bool | None] = {}
     for kind in dict.fromkeys(kind for kind, _ in members):
-        at = {what: question.members[kind, what] for what in ("training", "falls", "rises", "beyond")}
-        answers[f"{kind} up to the threshold"] = every([below(at["training"]), below(at["falls"]), above(at["rises"])])
-        answers[f"{kind} beyond it"] = above(at["beyond"])
+        own = {what: question.members[kind, what] for what in ("training", "falls", "rises", "beyond")}
+        three = below(own["training"]), below(own["falls"]), above(own["rises"])
+        answers[f"{kind} up to the threshold"] = every(three)
+        answers[f"{kind} beyond it"] = above(own["beyond"])
     told = [f"{kind} {c.effect.value:.3g}" for (kind, what), c in question.members.items() if what == "beyond"]
     yield question.verdict(
         CURVE, answers, unit="times the error",
@@ -147,7 +152,7 @@ def _curve(members: Mapping[Any, stats.Comparison], error: pd.Series[float], end
     )  # fmt: skip
     falls, rises, beyond = (question.members.get((RELU, what)) for what in ("falls", "rises", "beyond"))
     if falls and rises and beyond and falls.below and rises.above and beyond.below:
-        low, peak, last = error[error.index < 1].min(), float(error[1.0]), float(error[max(RATIOS)])
+        low, peak, last = (float(error[ratio]) for ratio in (at, 1.0, max(RATIOS)))
         yield Sentence(
             f"More random ReLU features first lower the squared error on new digits, to {low:.2g}, then raise it to "
             f"{peak:.3g} where they are as many as the examples, and from there lower it again, to {last:.2g} with "
@@ -182,7 +187,7 @@ def _removed(removed: Mapping[Any, stats.Comparison]) -> Iterator[Answer]:
         yield bump.table()
         ridge = bump.where(penalty="the best penalty")
         peaked = {kind for (kind, penalty), c in bump.members.items() if penalty == "no penalty" and c.above}
-        gone = {kind: _flat(c) if kind in peaked else None for (kind, _), c in ridge.members.items()}
+        gone = {kind: not_above(c) if kind in peaked else None for (kind, _), c in ridge.members.items()}
         left = ", ".join(
             f"{c.effect.value:.2f} in place of {bump.members[kind, 'no penalty'].effect.value:.3g} ({kind})"
             for (kind, _), c in ridge.members.items()
@@ -194,10 +199,6 @@ def _removed(removed: Mapping[Any, stats.Comparison]) -> Iterator[Answer]:
             f"many parameters: above by more than {MARGIN - 1:.0%} without a penalty, and not with the best. Penalties "
             "by other seeds and examples held out, the linear model's by theory; t of logarithms",
         )  # fmt: skip
-
-
-def _flat(comparison: stats.Comparison) -> bool | None:
-    return not comparison.above if comparison.inside or comparison.beyond else None
 
 
 def _theory(runs: pd.DataFrame, ridge: pd.DataFrame) -> Iterator[Answer]:
@@ -242,14 +243,15 @@ def draw_spread(spread: pd.DataFrame) -> Any:
 
 
 METHOD = f"""**Capacity.** Least squares of least norm on a growing number of features, and networks of growing width,
-each fit to its own training set. *Linear model*: the first p of {fits.FEATURES} n independent normal inputs, weights in
-proportion to 1 / j, noise {fits.NOISE:g}; what is left out is noise, so that theory is exact (Belkin, Hsu and Xu 2020,
-"Two models of double descent for weak features"; the best penalty: Hastie et al. 2022, `theory.ridge_risk`). *Random
-ReLU features* of MNIST digits, one-hot targets. *Networks*: one hidden ReLU layer on 8 x 8 digits of which
-{fits.NOISE:.0%} have a wrong label, squared error, Adam on all examples, learning rate falling to 0 as a cosine, its
-start with the lowest training error over other seeds. Belkin et al. (2019, "Reconciling modern machine-learning
-practice and the classical bias-variance trade-off") expect the peak where parameters are as many as examples times
-outputs. Variance: of the prediction over training sets (and draws of features and weights)."""
+each fit to its own training set. *Linear model*: the first p of {fits.FEATURES} n independent normal inputs, weights
+in proportion to 1 / j, noise {fits.NOISE:g}; what is left out is noise, so that theory of least squares is exact
+(Belkin, Hsu and Xu 2020, "Two models of double descent for weak features"); that of the best penalty is the limit of
+many features (Hastie et al. 2022, `theory.ridge_risk`). *Random ReLU features* of MNIST digits, one-hot targets.
+*Networks*: one hidden ReLU layer on 8 x 8 digits of which {fits.NOISE:.0%} have a wrong label, squared error, Adam on
+all examples, learning rate falling to 0 as a cosine, its start with the lowest training error over other seeds. Belkin
+et al. (2019, "Reconciling modern machine-learning practice and the classical bias-variance trade-off") expect the peak
+where parameters are as many as examples times outputs. Variance: of the prediction over training sets (and draws of
+features and weights)."""
 PART = Part(
     "capacity", (CURVE, PEAK, RIDGE, RIDGELESS), SIZES, grids, run, analyse, (draw_capacity, draw_spread), METHOD,
     second, shown=("capacity_shape",),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from depthgauge import data, drawing, stats, training
 from depthgauge.frames import groups
@@ -91,12 +90,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Tuning curves by method, and what predicts best after dropout."""
     runs = training.table(rows, *KEYS, "trial", "seed", metrics=(*OUTCOMES, "p")).astype({"examples": int})
-    curves = {
-        key: np.stack([
-            searches.expected_best(own["validation_accuracy"], own["test_accuracy"]) for _, own in groups(cases, "seed")
-        ])
-        for key, cases in groups(runs.sort_values(["seed", "trial"]), KEYS)
-    }  # fmt: skip
+    curves = {key: _searches(cases) for key, cases in groups(runs.sort_values(["seed", "trial"]), KEYS)}
     yield "tuning", pd.DataFrame(_points(curves))
     yield from tuned(curves)
     after = runs[(runs["method"] == "dropout") & (runs["network"] == "dense")].sort_values(["seed", "trial"])
@@ -105,9 +99,18 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         yield from thinned(best)
 
 
-def _points(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[dict[str, Any]]:
+def _searches(cases: pd.DataFrame) -> pd.DataFrame:
+    """A row a seed whose search is whole, a column a number of trials: expected test accuracy of the best."""
+    trials = cases["trial"].nunique()
+    return pd.DataFrame.from_dict({
+        seed: searches.expected_best(own["validation_accuracy"], own["test_accuracy"])
+        for seed, own in groups(cases, "seed") if len(own) == trials
+    }, orient="index")  # fmt: skip
+
+
+def _points(curves: Mapping[Any, pd.DataFrame]) -> Iterator[dict[str, Any]]:
     for key, curve in curves.items():
-        for k, values in enumerate(curve.T, 1):
+        for k, values in enumerate(curve.to_numpy().T, 1):
             yield {**dict(zip(KEYS, key, strict=True)), "trials": k, "n": len(values),
                    **spelled("value", stats.mean(values))}  # fmt: skip
 
@@ -116,21 +119,26 @@ BETTER, EASIER, CONVOLVED = "best of all trials", f"loss with {FEW} trials", "ga
 READINGS = {BETTER: above, EASIER: below, CONVOLVED: not_above}
 
 
-def tuned(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[Answer]:
+def tuned(curves: Mapping[Any, pd.DataFrame]) -> Iterator[Answer]:
     """N36: dropout against weight decay in dense networks, and against nothing in convolutional ones."""
     asked: dict[tuple[str, str, int], Comparison] = {}
     for network, count in dict.fromkeys(key[:2] for key in curves):
-        none, decay, dropout = (curves[network, count, method] for method in ("none", "decay", "dropout"))
+        pair = [curves.get((network, count, of)) for of in ("dropout", "decay" if network == "dense" else "none")]
+        searched = [each.to_numpy() for each in _of_the_same_seeds(pair)]
+        if not searched:  # of a run that was cut short
+            continue
+        asked[BETTER if network == "dense" else CONVOLVED, network, count] = _paired(
+            *(each[:, -1] for each in searched)
+        )
         if network == "dense":
-            asked[BETTER, network, count] = _paired(dropout[:, -1], decay[:, -1])
-            lost = [each[:, -1] - each[:, min(FEW, each.shape[1]) - 1] for each in (dropout, decay)]
+            lost = [each[:, -1] - each[:, min(FEW, each.shape[1]) - 1] for each in searched]
             asked[EASIER, network, count] = _paired(*lost)
-        else:
-            asked[CONVOLVED, network, count] = _paired(dropout[:, -1], none[:, -1])
     question = Question.of(
         "dropout_decay", ("what", "network", "examples"), asked, label="{what}, {network}, {examples} examples",
         reference="no difference",
     )  # fmt: skip
+    if not question:
+        return
     yield question.table()
     answers = {key: READINGS[key[0]](c) for key, c in question.members.items()}
     told = "; ".join(f"{question.words(key)}: {c.effect.value:+.3f}" for key, c in question.members.items())
@@ -148,12 +156,22 @@ def tuned(curves: Mapping[Any, NDArray[np.float64]]) -> Iterator[Answer]:
             yield Sentence(f"With {count} examples {text}.", figure="tuning", claims=(WELL.id,))
 
 
+def _of_the_same_seeds(curves: Sequence[pd.DataFrame | None]) -> list[pd.DataFrame]:
+    """The searches of those seeds that every method has, with as many trials; none where a method has none."""
+    given = [each for each in curves if each is not None and len(each)]
+    if len(given) < len(curves):
+        return []
+    seeds = set.intersection(*(set(each.index) for each in given))
+    trials = min(each.shape[1] for each in given)
+    return [each.loc[sorted(seeds)].iloc[:, :trials] for each in given] if seeds else []
+
+
 def _said(what: str, network: str, c: Comparison, trials: int) -> str:
     """The sentence on a comparison that is decided, behind the number of examples; empty for one that is open."""
     by, tried = points.spanned(c.effect), f"{trials} trials each"
     if what == EASIER:
-        than = f"{'more' if c.above else 'less'} than weight decay by {by}"
-        return f"and {FEW} trials in place of {trials}, dropout in a {network} network loses {than}" if c.beyond else ""
+        lost = f"dropout loses in a {network} network minus what weight decay loses is {by}"
+        return f"and {FEW} trials in place of {trials}, what {lost}" if c.beyond else ""
     other = "weight decay" if what == BETTER else "no regularizer"
     if c.inside:
         margin = f"less than {100 * MARGIN:g} point of test accuracy"

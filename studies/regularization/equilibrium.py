@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from depthgauge import data, drawing, replicas, stats, theory, training
-from depthgauge.frames import groups, params_of
+from depthgauge.frames import by_case, groups, params_of
 from depthgauge.initialization import scheme
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
@@ -128,10 +128,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def turning(rows: pd.DataFrame, decayed: pd.DataFrame) -> Iterator[Answer]:
     """Root mean square angles by layer over the predicted ones."""
-    wide = {
-        metric: rows[rows["metric"] == metric].pivot_table(index="case", columns="layer_index", values="value")
-        for metric in ("square", "outward")
-    }
+    wide = {metric: by_case(rows, metric) for metric in ("square", "outward")}
     asked, further = {}, {}
     for (name, product), cases in groups(decayed, ["optimizer", "product"]):
         kind = KINDS[name]

@@ -69,8 +69,9 @@ def lowest(runs: pd.DataFrame) -> float:
 
 
 def wide(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """An error of the reported fits: a row a seed, a column a ratio."""
-    return runs[runs["seed"] >= 0].pivot_table(index="seed", columns="ratio", values=metric)
+    """An error of the reported fits: a row a seed, a column a ratio; that of a fit which diverged is infinite."""
+    told = runs[runs["seed"] >= 0]
+    return told.assign(error=told[metric].fillna(np.inf)).pivot_table(index="seed", columns="ratio", values="error")
 
 
 def over(errors: pd.DataFrame, at: float, other: float, margin: float) -> stats.Comparison:
@@ -122,7 +123,7 @@ def path(runs: pd.DataFrame, names: Mapping[float, str]) -> Iterator[dict[str, A
 
 def less(one: pd.Series[float], other: pd.Series[float], margin: float) -> stats.Comparison:
     """One figure less another, seed by seed."""
-    both = pd.concat([one, other], axis=1, keys=["one", "other"]).dropna()
+    both = pd.concat([one, other], axis=1, keys=["one", "other"], join="inner")
     return stats.paired(both["one"], both["other"], margin=margin, test="t")
 
 

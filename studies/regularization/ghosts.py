@@ -74,12 +74,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     clean = own.pop(ALL, {})
     asked, further = {}, {}
     for ghost, lr in ((ghost, lr) for ghost, rates in own.items() for lr in sorted({*rates} & {*clean})):
-        noisy, quiet = own[ghost][lr], clean[lr]
+        both = own[ghost][lr].index.intersection(clean[lr].index)
         for column, what in OF.items():
-            pair = noisy[column], quiet[column].reindex(noisy.index)
-            if np.isfinite([*pair[0], *pair[1]]).all():  # both finish
-                asked[what, ghost, lr] = stats.paired(*pair, log=True, margin=SAME, test="t")
-                further[what, ghost, lr] = {"mean": pair[0].mean(), "noiseless_mean": pair[1].mean()}
+            pair = [each.loc[both, column].to_numpy() for each in (own[ghost][lr], clean[lr])]
+            further[what, ghost, lr] = {"mean": pair[0].mean(), "noiseless_mean": pair[1].mean()}
+            ratios = (np.where(each >= 0, each, np.nan) for each in pair)  # a gap below 0 has none
+            asked[what, ghost, lr] = stats.paired(*ratios, log=True, margin=SAME, test="t")
     if not asked:
         return
     chosen = training.choices(training.tunable(runs, ["ghost"]), ["ghost"])
@@ -104,8 +104,9 @@ def _verdicts(question: Question, chosen: pd.DataFrame) -> Iterator[Answer]:
     method = (
         f"statistics over a part of the {BATCH} examples of a gradient, against those of all training examples at the "
         "same learning rate: at that which other seeds' validation accuracy chooses without noise, and at that which "
-        "it chooses with it, where both finish; losses at the end with the statistics of all training examples, log "
-        f"ratio by seed, paired t, less by more than {SAME - 1:.0%}"
+        "it chooses with it; losses at the end with the statistics of all training examples, log ratio by seed, paired "
+        f"t, less by more than {SAME - 1:.0%}; a run that diverges, or whose gap is below 0, has no ratio and leaves "
+        "its condition undecided"
     )
     tuned = "; ".join(
         f"{row['lr']:g} {'without noise' if row['ghost'] == ALL else 'with ' + str(row['ghost'])}"
@@ -122,9 +123,10 @@ def _verdicts(question: Question, chosen: pd.DataFrame) -> Iterator[Answer]:
 def _sentence(question: Question) -> Iterator[Answer]:
     gaps, errors = question.where(of="gap of the loss"), question.where(of="test error")
     smallest = min(ghost for _, ghost, _ in gaps.members)
-    gap, error = (some.where(ghost=smallest).members.values() for some in (gaps, errors))
+    some = [{key[2]: c for key, c in each.where(ghost=smallest).members.items()} for each in (gaps, errors)]
+    rates = [lr for lr in some[0] if all(c.effect.has_interval for c in (some[0][lr], some[1][lr]))]
+    gap, error = ([each[lr] for lr in rates] for each in some)
     if any(map(below, gap)):
-        rates = [lr for _, ghost, lr in gaps.members if ghost == smallest]
         yield Sentence(
             f"Batch statistics of {smallest} examples in place of all leave {_range(gap)} of the gap between test and "
             f"training loss, and {_range(error)} of the test error, at equal learning rates of {min(rates):.2g} to "

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from depthgauge import stats
 from depthgauge.seeding import Purpose, generator
 
 Curve = Callable[[Tensor], Tensor]
@@ -103,6 +104,4 @@ def missed(left: NDArray[np.float64], length: NDArray[np.float64]) -> NDArray[np
         left: (n,) squared error over squared length, by network.
         length: (n,) squared length added over the predicted one.
     """
-    errors, n = left * length, len(left)
-    without = (errors.sum() - errors) / (length.sum() - length)
-    return np.asarray(n * errors.sum() / length.sum() - (n - 1) * without)
+    return stats.pseudo_values(lambda errors, lengths: float(errors.sum() / lengths.sum()), left * length, length)

@@ -12,5 +12,6 @@ def signed(share: float) -> str:
 
 
 def spanned(effect: Estimate) -> str:
-    """A difference of shares with its interval: `0.0 points [-0.8, +0.9]`."""
-    return f"{signed(effect.value)} points [{signed(effect.low)}, {signed(effect.high)}]"
+    """A difference of shares with its interval, where it has one: `0.0 points [-0.8, +0.9]`."""
+    interval = f" [{signed(effect.low)}, {signed(effect.high)}]" if effect.has_interval else ""
+    return f"{signed(effect.value)} points{interval}"

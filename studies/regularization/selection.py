@@ -163,7 +163,8 @@ def _overrated(runs: pd.DataFrame) -> Iterator[Answer]:
     for (kind, n, m), own in groups(runs, ["kind", "validation", "models"]):
         key, value = (KINDS[kind], n, m), stats.mean(own["optimism"].to_numpy())
         predicted = own["predicted"].mean()
-        ratios[key] = stats.against((own["optimism"] / predicted).to_numpy(), 1.0, margin=OPTIMISM)
+        over = stats.pseudo_values(lambda is_, law: float(is_.mean() / law.mean()), own["optimism"], own["predicted"])
+        ratios[key] = stats.against(over, 1.0, margin=OPTIMISM)
         once[key] = stats.against(own["fresh"].to_numpy(), 0.0, margin=EXACT)
         lines.append({
             "choice_among": key[0], "validation": n, "models": m, "n": len(own), "points": 100 * value.value,

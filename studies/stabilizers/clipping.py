@@ -22,10 +22,7 @@ from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Sentence
 
 STABLER = Claim("N07", "normalizing or clipping gradients makes training more stable")
-NETWORKS = {
-    "explosive": (10, 2.0),
-    "tame": (3, math.sqrt(2)),
-}  # depth, and gain of ReLU layers: sqrt(2) keeps the signal
+NETWORKS = {"explosive": (10, 2.0), "tame": (3, math.sqrt(2))}  # depth, gain of ReLU layers; sqrt(2) keeps the signal
 WAYS = {
     each.label: each
     for each in (
@@ -133,15 +130,18 @@ def _compared(table: pd.DataFrame, what: str, **margin: Any) -> dict[tuple[str, 
 
 
 def _shares(windows: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Each way at its tuned rate: share of steps clipped, norm kept, loss; its window of rates and the largest."""
+    """Each way at its tuned rate: share of steps clipped, norm kept, loss; its window of rates and its ends.
+
+    A run that diverged has an infinite loss; the window of a seed that learns at no rate ends at 0 and at infinity.
+    """
     for key, own in groups(tuned, KEYS):
         window = windows[(windows[KEYS] == list(key)).all(axis=1)]
         yield {
             **dict(zip(KEYS, key, strict=True)), "n": len(own), "lr": own["lr"].iloc[0],
             **spelled("clipped", stats.mean(own["clipped"].to_numpy())), "kept": own["kept"].mean(),
-            "loss": own["loss"].median(),
+            "loss": own["loss"].fillna(np.inf).median(),
             **spelled("octaves", stats.mean(window["octaves"].to_numpy(float))),
-            "largest": window["largest"].median(), "smallest": window["smallest"].median(),
+            "largest": window["largest"].fillna(0.0).median(), "smallest": window["smallest"].fillna(np.inf).median(),
             "at_edge": bool(own["at_edge"].iloc[0]),
         }  # fmt: skip
 

@@ -136,7 +136,7 @@ def _sentences(tuned: pd.DataFrame) -> Iterator[Answer]:
 @drawing.figure(
     "depths", "Training and test error by depth, with and without skips and batch normalization",
     lambda depths: f"Errors at the end, each at its own rate; means of {depths['n'].min()} seeds, 95 % intervals. "
-    "A random answer is wrong in 90 % of cases.",
+    "A random answer is wrong in 90 % of cases. What is less than half of the least is drawn at that half.",
 )  # fmt: skip
 def draw_depths(depths: pd.DataFrame) -> Any:
     """Error by depth, a panel for training and one for test."""

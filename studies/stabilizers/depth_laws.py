@@ -131,7 +131,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 def _told(grown: pd.DataFrame) -> Iterator[Sentence]:
-    deepest = grown[grown["depth"] == grown["depth"].max()].pivot_table(index="scheme", columns="direction", sort=False)
+    deepest = grown[grown["depth"] == grown["depth"].max()].pivot_table(
+        index="scheme", columns="direction", values=["value", "predicted", "spread"], sort=False, dropna=False
+    )
     ends = np.exp(deepest["value"])
     few = ends.index[ends.max(axis=1) < FEW]
     two = ends.map(lambda value: f"{float(f'{value:.2g}'):,g}")  # two digits, an exponent beyond a million alone
@@ -147,11 +149,14 @@ def _told(grown: pd.DataFrame) -> Iterator[Sentence]:
     spread, law = deepest["spread"]["backward"], deepest["predicted"]["backward"]
     if {"norm after", "DeepNorm"} <= set(spread.index):
         after = ends["backward"]["norm after"]
+        scattered = (
+            f", and scatters between networks by a factor of {math.exp(spread['norm after']):.2g} (standard deviation);"
+            f" with DeepNorm's factors by one of {math.exp(spread['DeepNorm']):.3g}"
+        )  # fmt: skip
         yield Sentence(
             f"With a norm after each of {blocks} sums the gradient's square {'shrinks' if after < 1 else 'grows'} to "
-            f"{after:.2g} of what goes in (geometric mean), where theory has {math.exp(law['norm after']):.2g}, and "
-            f"scatters between networks by a factor of {math.exp(spread['norm after']):.2g} (standard deviation); with "
-            f"DeepNorm's factors by one of {math.exp(spread['DeepNorm']):.3g}.",
+            f"{after:.2g} of what goes in (geometric mean), where theory has {math.exp(law['norm after']):.2g}"
+            + (f"{scattered}." if math.isfinite(spread["norm after"]) else "."),
             figure="growth",
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from depthgauge import drawing, initialization, models, stats, theory
-from depthgauge.frames import groups, params_of
+from depthgauge.frames import by_case, groups, params_of
 from depthgauge.initialization import Stacked
 from depthgauge.initialization.maps import weighted
 from depthgauge.parts import Answer, Part, sizes
@@ -114,10 +114,7 @@ def measured(model: nn.Module, x: Tensor) -> Iterator[tuple[int, float, float]]:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Slopes over ln depth against the two powers, and norms by depth against the exact law."""
     params = params_of(rows, "order", "queries", "tokens", "width")
-    norms, streams = (
-        rows[rows["metric"] == metric].pivot_table(index="case", columns="layer_index", values="value")
-        for metric in ("ln_norm", "stream")
-    )
+    norms, streams = (by_case(rows, metric) for metric in ("ln_norm", "stream"))
     depths = np.array([depth for depth in map(int, norms.columns) if depth > 1])
     lines: list[dict[str, Any]] = []
     slopes: dict[tuple[str, str], stats.Comparison] = {}
@@ -158,7 +155,7 @@ def _law(order: str, tokens: int, deepest: int) -> np.ndarray[Any, Any]:
 
 def _lines(order: str, queries: str, own: pd.DataFrame, law: Any) -> Iterator[dict[str, Any]]:
     for depth in own.columns:
-        measured_norm = stats.mean(np.exp(own[depth] - own[1].mean()).to_numpy(), log=True)
+        measured_norm = stats.mean(np.exp(own[depth] - own[1]).to_numpy(), log=True)
         yield {
             "network": f"{order}-LN, queries {queries}", "depth": int(depth), "n": len(own),
             "value": measured_norm.value, "low_95": measured_norm.low, "high_95": measured_norm.high,
@@ -190,8 +187,8 @@ def _stream(exact: Any, further: Any, slopes: Question) -> Iterator[Answer]:
     yield question.prediction(STREAM, "gradients", within=within, unit="times that at depth 1")
     found, own = slopes.members["pre", "zero"].effect, further["pre", "zero"]
     yield Sentence(
-        f"The gradient of a pre-LN transformer's last feed-forward weights falls as the power {found.value:.3g} of "
-        f"depth [{found.low:.3g}, {found.high:.3g}]; the exact law at these depths, of a stream that starts at 2, has "
+        f"The gradient of a pre-LN transformer's last feed-forward weights falls as the power of depth "
+        f"{found.told('.3g')}; the exact law at these depths, of a stream that starts at 2, has "
         f"{own['exact']:.3g}.",
         figure="last_gradients", claims=(PRE.id, STREAM.id),
     )  # fmt: skip
@@ -199,8 +196,8 @@ def _stream(exact: Any, further: Any, slopes: Question) -> Iterator[Answer]:
 
 @drawing.figure(
     "last_gradients", "With the norm before, the last gradient falls as the stream grows; with the norm after it stays",
-    lambda last_gradients: f"Norm of the gradient of the last feed-forward weights over that at depth 1, mean of "
-    f"{last_gradients['n'].min()} networks, 95 % intervals. Dashed: the exact law, queries of zero.",
+    lambda last_gradients: f"Norm of the gradient of the last feed-forward weights over that at depth 1, geometric "
+    f"mean of {last_gradients['n'].min()} networks' ratios, 95 % intervals. Dashed: the exact law, queries of zero.",
 )  # fmt: skip
 def draw_gradients(last_gradients: pd.DataFrame) -> Any:
     """Norm by depth, a line an order and draw of the queries."""

@@ -36,6 +36,7 @@ PRODUCTS = ("RNN", "orthogonal RNN", "identity RNN")  # what comes back is multi
 GAINS = (0.9, 1.1)  # of weights, over He's, which are critical for a plain stack
 BACK = 100  # steps back at which recurrent gradients are compared
 NEAR = 1.25  # margin of the distances of two gradients from size 1
+ENDED = 0.05  # of the loss of that answer: what a rate beyond the grid would have to gain to matter
 LEARNED = 0.5  # of the loss of the best answer that knows no input
 BATCH = 4
 SIZES = sizes(
@@ -158,7 +159,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if len(trained):
         runs = training.tunable(trained.assign(seed=trained["seed"].astype(int)), ["task", "kind"])
         if len(runs):
-            tuned = training.tuned(runs.assign(score=-runs["value"].fillna(np.inf)), ["task", "kind"], score="score")
+            runs = runs.assign(value=runs["value"].fillna(np.inf))  # of one that diverged
+            tuned = training.tuned(runs.assign(score=-runs["value"]), ["task", "kind"], score="score")
+            tuned = tuned.assign(open_ended=training.open_ended(tuned, ENDED))
             learned = _learned(tuned)
     yield "gate_losses", pd.DataFrame(_losses(tuned) if len(tuned) else [])
     question = Question.of("additive", ("sum", "product"), asked, label="{sum} against {product}", reference="as near")
@@ -184,19 +187,25 @@ def _losses(tuned: pd.DataFrame) -> Iterator[dict[str, Any]]:
         ends = {"loss": middle.value, "loss_low_95": middle.low, "loss_high_95": middle.high}
         yield {
             "task": task, "network": kind, "n": len(own), "lr": own["lr"].iloc[0], **ends,
-            "learned": int((own["value"] < LEARNED).sum()),
+            "learned": int((own["value"] < LEARNED).sum()), "open_ended": bool(own["open_ended"].any()),
         }  # fmt: skip
 
 
 def _learned(tuned: pd.DataFrame) -> dict[Any, bool | None]:
-    """Whether an LSTM of forget biases 1 learns in more seeds than the plain RNN; None where neither does."""
+    """Whether an LSTM with forget biases learns in more seeds than the plain RNN.
+
+    None where their shares may be equal, and where a rate beyond the grid may help the one that learns in fewer.
+    """
     answers: dict[Any, bool | None] = {}
     for task, lines in groups(tuned, "task"):
+        open_ended = lines.groupby("kind")["open_ended"].any()
         share = {kind: stats.rate(int((own["value"] < LEARNED).sum()), len(own)) for kind, own in groups(lines, "kind")}
         for kind in ("LSTM, bias 1", "chrono LSTM"):
             if {kind, "RNN"} <= set(share):
                 apart = share[kind].low > share["RNN"].high or share[kind].high < share["RNN"].low
-                answers[f"{kind} trained on {task}"] = bool(share[kind].value > share["RNN"].value) if apart else None
+                more = bool(share[kind].value > share["RNN"].value)
+                settled = apart and not open_ended["RNN" if more else kind]
+                answers[f"{kind} trained on {task}"] = more if settled else None
     return answers
 
 
@@ -209,7 +218,8 @@ def _answers(question: Question, learned: dict[Any, bool | None]) -> Iterator[An
         + (f"; more seeds learn with {', '.join(trained)} than with an RNN" if trained else ""),
         method=f"|ln of the squared gradient| over {BACK} steps or the whole stack, of the network that adds over that "
         f"of the one that multiplies, paired t by seed, margin a factor of {NEAR:g}; trained networks by the share of "
-        f"seeds that end below {LEARNED:g} of the loss without knowledge, 95 % intervals apart",
+        f"seeds that end below {LEARNED:g} of the loss without knowledge, 95 % intervals apart, "
+        "undecided where a rate beyond the grid may help the one with fewer",
     )  # fmt: skip
 
 

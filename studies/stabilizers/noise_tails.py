@@ -141,7 +141,8 @@ def _found(found: pd.DataFrame, quantiles: pd.DataFrame) -> Iterator[Answer]:
         "where the examples' index is 1.5",
     )  # fmt: skip
     for network, own in groups(table, "network"):
-        yield _told(network, own, quantiles[quantiles["network"] == network])
+        if np.isfinite(own["index"]).all():  # none diverged
+            yield _told(network, own, quantiles[quantiles["network"] == network])
 
 
 def _told(network: str, indices: pd.DataFrame, quantiles: pd.DataFrame) -> Sentence:
@@ -177,7 +178,7 @@ def _quantiles(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "network": network,
             "noise": f"{of} {when}",
             "share": share,
-            "times": own["ratio"].median(),
+            "times": own["ratio"].median(skipna=False),
             "n": len(own),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -95,15 +96,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """The power of the gradient's norm with which sharpness grows along each training."""
     if rows.empty:
         return
-    wide = rows.pivot_table(index=["case", "step"], columns="metric", values="value").reset_index()
-    wide = wide[(wide["gradient"] > 0) & (wide["sharpness"] > 0)]
+    whole = rows.assign(value=rows["value"].fillna(np.inf))  # a pivot would leave out what is no number
+    wide = whole.pivot_table(index=["case", "step"], columns="metric", values="value").reset_index()
     lines = wide.join(params_of(rows, "network", "lr", "seed"), on="case")
     asked = {}
     for (network, lr), own in groups(lines, ["network", "lr"]):
-        powers = [
-            float(np.polyfit(np.log(run["gradient"]), np.log(run["sharpness"]), 1)[0])
-            for _, run in groups(own, "case") if len(run) > 2
-        ]  # fmt: skip
+        powers = [_power(run["gradient"], run["sharpness"]) for _, run in groups(own, "case")]
         asked[network, lr] = stats.against(powers, 0.0, margin=MARGIN)
     question = Question.of(
         "smoothness", ("network", "lr"), asked, label="{network} at rate {lr:g}", reference="bounded"
@@ -119,13 +117,23 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.verdict(
         GROWS, above, unit="power of the gradient's norm", why=f"the curvature {question.listed(above, words, 6)}",
         method=f"slope of ln sharpness on ln gradient norm over the steps of each training, t over seeds, margin "
-        f"{MARGIN:g}",
+        f"{MARGIN:g}; a training that diverges leaves its condition undecided",
     )  # fmt: skip
-    told = ", ".join(f"{c.effect.value:.2g} ({question.words(key)})" for key, c in question.members.items())
-    yield Sentence(
-        f"Along training the curvature goes as the gradient's norm to the power {told}.", figure="smooth_paths",
-        claims=(GROWS.id,),
-    )  # fmt: skip
+    found = {key: c.effect.value for key, c in question.members.items() if math.isfinite(c.effect.value)}
+    if found:
+        told = ", ".join(f"{value:.2g} ({question.words(key)})" for key, value in found.items())
+        yield Sentence(
+            f"Along training the curvature goes as the gradient's norm to the power {told}.", figure="smooth_paths",
+            claims=(GROWS.id,),
+        )  # fmt: skip
+
+
+def _power(gradient: pd.Series[float], sharpness: pd.Series[float]) -> float:
+    """Slope of the logarithms; NaN of a training that diverged, or that has no three points with a logarithm."""
+    told = (gradient > 0) & (sharpness > 0)
+    if told.sum() < 3 or not np.isfinite([*gradient, *sharpness]).all():
+        return math.nan
+    return float(np.polyfit(np.log(gradient[told]), np.log(sharpness[told]), 1)[0])
 
 
 @drawing.figure(
@@ -135,9 +143,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 def draw_paths(smooth_paths: pd.DataFrame) -> Any:
     """Points of the paths, a panel a network, by rate."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "norm of the gradient"}
-    shown = smooth_paths.assign(
-        training=smooth_paths["lr"].map("{:g}".format) + ", seed " + smooth_paths["seed"].astype(str)
-    )
+    shown = smooth_paths[np.isfinite(smooth_paths[["gradient", "sharpness"]]).all(axis=1)]
+    shown = shown.assign(training=shown["lr"].map("{:g}".format) + ", seed " + shown["seed"].astype(str))
     return drawing.panels(
         shown, "network", drawing.lines, x="gradient", y="sharpness", by="training", axes=axes, shared=""
     )

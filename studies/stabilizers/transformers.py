@@ -124,7 +124,8 @@ def summaries(reported: pd.DataFrame) -> pd.DataFrame:
     `sensitivity`: mean over rates of the loss, at most that at the start, minus the least; `growth`: the largest
     attention logit at the last rate over that at the first; `log_z`: mean over rates.
     """
-    lines = reported.sort_values("lr").groupby(["variant", "seed"], sort=False)
+    whole = reported.fillna({"logit": np.inf, "log_z": np.inf})  # "first" and "last" would pass over what is no number
+    lines = whole.sort_values("lr").groupby(["variant", "seed"], sort=False)
     table = lines.agg(
         mean=("capped", "mean"), best=("capped", "min"), first=("logit", "first"), last=("logit", "last"),
         log_z=("log_z", "mean"),
@@ -173,7 +174,7 @@ def against_plain(figures: pd.DataFrame, claim: Claim, name: str, other: str, ma
     yield Sentence(
         f"Over learning rates from {RATES[0]:g} to {RATES[-1]:g}, in a {name.replace(', ', ' transformer with ')}, "
         f"{told} (medians); the mean loss is {means[0]} nats above the best in place of {means[1]}, a change of "
-        f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}].",
+        f"{change.told('+.3f')}.",
         figure="transformer_stabilizers", claims=(claim.id,),
     )  # fmt: skip
 
@@ -210,8 +211,8 @@ def warmup(tuned: pd.DataFrame) -> Iterator[Answer]:
         if not np.isfinite([effect.low, effect.high]).all():
             continue
         yield Sentence(
-            f"Each at its own learning rate, a small {order} transformer without warm-up ends {effect.value:+.2f} "
-            f"[{effect.low:+.2f}, {effect.high:+.2f}] nats of training loss above one with it.",
+            f"Each at its own learning rate, a small {order} transformer without warm-up ends "
+            f"{effect.told('+.2f')} nats of training loss above one with it.",
             figure="transformer_warmup", claims=(WARMUP.id,),
         )  # fmt: skip
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,3 +95,14 @@ def test_a_variant_is_trained_and_rated(variant: str) -> None:
     rows = list(augmentation.run(cases, Context()))
     assert {row.metric for row in rows} == set(augmentation.METRICS)
     assert all(0 <= float(row.value) <= 1 for row in rows)
+
+
+def test_a_network_that_diverged_leaves_its_ratio_undecided(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    rows = [
+        replace(row, value=math.nan)
+        if row.metric == "ratio" and (row.case["network"], row.case["seed"]) == ("tanh", 3) else row
+        for row in _made_up(1.0, {"batch 8": 0.95})
+    ]  # fmt: skip
+    table = analysed(augmentation.PART, rows).tables["input_noise"].set_index("network")
+    assert set(table.loc["tanh", "answer"]) == {"inconclusive"}
+    assert set(table["n"]) == {8}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,3 +158,32 @@ def test_networks_choose_their_rate_by_the_training_error_of_other_seeds() -> No
     (grid,) = capacity.second(frame, seeds=10)
     assert grid.varied == {"lr": (train.idxmin(),)}
     assert (grid.seeds, grid.selection) == (5, 0)
+
+
+def peaked(ratio: float) -> float:
+    return 0.3 + 0.1 / ratio + 30 * math.exp(-abs(math.log(ratio)) * 5)
+
+
+def test_a_fit_that_diverged_has_the_largest_error_and_one_that_was_not_run_has_none(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    whole = list(made_up("features", peaked, lambda ratio: 1.2 - min(ratio, 1)))
+
+    def at(row: Rows) -> bool:
+        return (row.case["ratio"], row.case["seed"]) == (8.0, 3)
+
+    rows = [replace(row, value=math.nan) if at(row) and row.metric == "test" else row for row in whole]
+    lost = analysed(capacity.PART, rows)
+    shape = lost.tables["capacity_shape"].set_index("what")
+    assert (shape.loc["beyond", "n"], shape.loc["beyond", "answer"]) == (12, "inconclusive")
+    assert "largest at 1 in 11, 8 in 1 of 12 seeds" in lost.verdicts["peak"].why
+    cut = analysed(capacity.PART, [row for row in whole if not at(row)])  # as in a run that was cut short
+    assert "largest at 1 in 11 of 11 seeds" in cut.verdicts["peak"].why
+
+
+def test_the_lowest_error_told_is_that_of_the_ratio_which_other_seeds_choose(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    rows = [
+        replace(row, value=0.8 * row.value)
+        if (row.metric, row.case["ratio"]) == ("test", 0.2) and row.case.integer("seed") >= 0 else row
+        for row in made_up("features", peaked, lambda ratio: 1.2 - min(ratio, 1))
+    ]  # fmt: skip
+    (told,) = analysed(capacity.PART, rows).sentences
+    assert f"first lower the squared error on new digits, to {peaked(0.3):.2g}, then" in told  # 0.2 has 0.65

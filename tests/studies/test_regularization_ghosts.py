@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,3 +87,36 @@ def test_a_rate_at_the_end_of_the_grid_is_told(analysed) -> None:  # type: ignor
     assert answers.tables["ghost_rates"].set_index("ghost")["open_ended"].to_dict() == {4: True, 8: True, -1: False}
     assert "4 with 4 (at the end of the grid" in answers.verdicts["N47"].why
     assert answers.verdicts["N47"].why.endswith("1 without noise")
+
+
+def changed(rows: Iterable[Rows], wanted: Callable[[Rows], bool], value: float) -> list[Rows]:
+    return [replace(row, value=value) if wanted(row) else row for row in rows]
+
+
+def test_a_run_that_diverged_leaves_its_condition_undecided(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    def lost(row: Rows) -> bool:
+        return row.metric.endswith("loss") and (row.case["ghost"], row.case["seed"]) == (4, 2)
+
+    answers = analysed(ghosts.PART, changed(made_up(0.5, 0.7), lost, math.nan))
+    table = answers.tables["ghosts"].query("of == 'gap of the loss' and judged").set_index("ghost")
+    assert set(table.loc[4, "n"]) == set(table.loc[8, "n"]) == {8}
+    assert set(table.loc[4, "answer"]) == {"inconclusive"}
+    assert answers.statuses["N47"] is Status.INCONCLUSIVE
+    assert "undecided: gap of the loss with statistics of 4 at rate 1, gap" in answers.verdicts["N47"].why
+    assert not answers.sentences  # of 4 examples nothing can be told
+
+
+def test_a_gap_below_zero_and_runs_that_all_diverged_cost_their_conditions_alone(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    def closed(row: Rows) -> bool:
+        return row.metric == "test_loss" and (row.case["ghost"], row.case["lr"], row.case["seed"]) == (8, 4.0, 2)
+
+    answers = analysed(ghosts.PART, changed(made_up(0.5, 0.7), closed, 0.4))
+    assert (answers.statuses["N47"], answers.statuses["ghost"]) == (Status.INCONCLUSIVE, Status.HOLDS)
+    assert "smaller: gap of the loss with statistics of 4 at rate 1" in answers.verdicts["N47"].why
+    noisy = analysed(
+        ghosts.PART,
+        changed(
+            made_up(0.5, 0.7), lambda row: row.metric.endswith("loss") and row.case["ghost"] != ghosts.ALL, math.nan
+        ),
+    )
+    assert (noisy.statuses["N47"], noisy.statuses["ghost"]) == (Status.INCONCLUSIVE, Status.HOLDS)

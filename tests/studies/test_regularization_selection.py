@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,3 +94,14 @@ def test_a_case_measures_what_theory_says() -> None:
     found = {row.metric: row.value for row in selection.run([case], Context())}
     assert found["predicted"] == pytest.approx(theory.selection_optimism([0.5] * 8, 20))
     assert found["optimism"] == pytest.approx(found["predicted"], rel=0.15)  # 200 data sets of spread 0.07
+
+
+def test_excess_and_prediction_of_the_same_data_sets_are_one_ratio(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    scattered = {"optimism", "predicted"}
+    rows = [
+        replace(row, value=row.value * (1 + 0.3 * math.sin(row.case.integer("seed"))))
+        if row.metric in scattered
+        else row
+        for row in _made_up(covered=2375, optimism=0.1)
+    ]
+    assert analysed(selection.PART, rows).statuses["reuse"] is Status.HOLDS

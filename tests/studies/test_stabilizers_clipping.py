@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,3 +131,13 @@ def test_a_point_of_rest_elsewhere_refutes_theory(analysed) -> None:  # type: ig
     assert analysed(clip_bias.PART, rested(0.0)).statuses["clipping_bias"] is Status.HOLDS
     assert analysed(clip_bias.PART, rested(0.2)).statuses["clipping_bias"] is Status.FAILS
     assert "rests within 0.0012 of it" in analysed(clip_bias.PART, rested(0.00123)).sentences[0]
+
+
+def test_runs_that_diverged_stay_in_the_medians(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    rows = [
+        replace(row, value=math.nan)
+        if row.metric == "loss" and row.case["way"] == "norm 1" and 0 <= row.case.integer("seed") < 5 else row
+        for row in made_up(2.0)
+    ]  # fmt: skip
+    shares = analysed(clipping.PART, rows).tables["clip_shares"].set_index(["network", "way"]).loc[("tame", "norm 1")]
+    assert (shares["loss"], shares["largest"], shares["smallest"]) == (math.inf, 0.0, math.inf)  # of 5 in 8

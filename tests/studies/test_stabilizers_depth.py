@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,3 +207,40 @@ def test_a_scheme_trains_as_deep_as_normalization_or_not(analysed) -> None:  # t
     assert "false for Fixup" in short.verdicts["trains_deep"].says
     shallow = analysed(depth_trained.PART, trainings(("Fixup", "layer norm", "batch norm")))
     assert shallow.statuses["trains_deep"] is Status.HOLDS  # normalization does not train there either
+
+
+def test_a_scheme_that_fails_where_normalization_is_open_is_not_said_to_train_as_deep(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    def half(row: Rows) -> bool:
+        return (
+            row.case["scheme"] in depth_trained.NORMALIZED and row.case["depth"] == 32 and row.case["seed"] in range(5)
+        )
+
+    ends = {"steps": 100.0, "reached": 0.0}
+    rows = [
+        replace(row, value=ends[row.metric]) if half(row) and row.metric in ends else row
+        for row in trainings(("plain", "Fixup"))
+    ]
+    answers = analysed(depth_trained.PART, rows)
+    verdict = answers.verdicts["trains_deep"]
+    assert verdict.status is Status.INCONCLUSIVE
+    assert "undecided for Fixup" in verdict.says
+    trained = answers.tables["trained"].set_index(["scheme", "depth"])  # what is drawn is what is answered
+    asked = answers.tables["trained_shares"].set_index(["scheme", "depth"])
+    ends_of = asked.columns[asked.columns.str.startswith(("low_", "high_"))]
+    drawn = trained.loc[asked.index, ["low_95", "high_95"]]
+    assert (drawn.to_numpy() == asked[ends_of].to_numpy()).all()
+
+
+def test_the_gradient_over_that_at_depth_1_is_a_ratio_of_each_network(analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    lines = analysed(depth_transformers.PART, transformers(0.0, 0.0)).tables["last_gradients"]
+    assert (lines["high_95"] - lines["low_95"]).abs().max() < 1e-9  # the networks differ by a factor at all depths
+    assert lines.set_index(["network", "depth"]).loc[("pre-LN, queries zero", 1), "value"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_few_seeds_are_told_without_intervals_that_they_have_not(seeds: int, analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    for part, rows in ((depth_transformers.PART, transformers(0.0, 0.0)), (depth_laws.PART, stacks())):
+        answers = analysed(part, [row for row in rows if row.case.integer("seed") < seeds])
+        assert set(answers.statuses.values()) == {Status.INCONCLUSIVE}
+        assert answers.sentences
+        assert not any("nan" in text for text in answers.sentences)

@@ -111,3 +111,29 @@ def test_the_identity_rnn_is_one_of_the_products(analysed) -> None:  # type: ign
     assert table["chrono LSTM", "RNN"] == pytest.approx(1.0)
     assert answers.statuses["N06"] is Status.FAILS
     assert any("starts at the identity 0.70 is left after 8 steps" in text for text in answers.sentences)
+
+
+def trained(rnn_gain: float) -> Iterator[Rows]:
+    """An RNN that does not learn, best at the highest rate by this much of the loss; LSTMs that do, at the middle one.
+
+    One of the RNNs diverges.
+    """
+    for kind, lr, seed in ((k, r, s) for k in recurrent.KINDS for r in (3e-3, 1e-2, 3e-2) for s in range(-2, 8)):
+        case = Case.of({
+            "part": "gating", "stage": "train", "kind": kind, "gain": None, "depth": None, "width": 8, "seed": seed,
+            "length": 12, "task": "adding", "lr": lr,
+        })  # fmt: skip
+        loss = 0.1 + 0.2 * (lr != 1e-2) if "LSTM" in kind else 1.0 - rnn_gain * (lr == 3e-2) + 0.01 * (lr == 3e-3)
+        yield case.rows("loss", math.nan if kind == "RNN" and seed > 2 else loss)
+
+
+@pytest.mark.parametrize(("gain", "learned"), [(0.2, None), (0.01, True)])
+def test_a_network_that_may_learn_at_a_rate_beyond_the_grid_is_not_beaten(
+    gain: float, learned: bool | None, analysed
+) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    answers = analysed(gating.PART, [*made_up(1.0), *trained(gain)])
+    losses = answers.tables["gate_losses"].set_index("network")
+    assert losses["open_ended"].to_dict() == {kind: gain > 0.05 and "LSTM" not in kind for kind in recurrent.KINDS}
+    assert losses.loc["RNN", "loss"] == math.inf  # most of them diverged
+    assert ("LSTM, bias 1 trained on adding" in answers.verdicts["N06"].why) == bool(learned)
+    assert answers.statuses["N06"] is (Status.HOLDS if learned else Status.INCONCLUSIVE)

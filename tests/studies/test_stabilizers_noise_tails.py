@@ -105,3 +105,20 @@ def test_a_tail_that_bends_is_told_from_a_power_law():
     said = [next(each.text for each in given if isinstance(each, Sentence)) for given in (straight, bent)]
     assert "its power 3.0 from 5% to 2% and 3.0 from 2% to 0.5%" in said[0]
     assert "its power 3.0 from 5% to 2% and 6.0 from 2% to 0.5%" in said[1]
+
+
+def test_a_network_that_diverged_is_counted_and_told_of_no_more() -> None:
+    made = rows(dict(zip(noise_tails.NETWORKS, (4.0, 5.0), strict=True)))
+    made.loc[(made["network"] == noise_tails.NETWORKS[1]) & (made["seed"] == 3) & (made["step"] > 0), "value"] = np.nan
+    given = list(noise_tails.analyse(made))
+    tables = dict(each for each in given if isinstance(each, tuple))
+    table = tables["noise_tail"].set_index(["network", "when"])
+    assert set(table["n"]) == {8}
+    assert table.loc[(noise_tails.NETWORKS[1], "after training"), "answer"] == "inconclusive"
+    quantiles = tables["noise_quantiles"]
+    lost = quantiles[
+        (quantiles["network"] == noise_tails.NETWORKS[1]) & quantiles["noise"].str.endswith("after training")
+    ]
+    assert lost["times"].isna().all()
+    (said,) = [each.text for each in given if isinstance(each, Sentence)]
+    assert noise_tails.NETWORKS[0] in said

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,3 +48,19 @@ def made_up(power: float) -> Iterator[Rows]:
 @pytest.mark.parametrize(("power", "status"), [(1.0, Status.HOLDS), (0.0, Status.FAILS), (-1.0, Status.FAILS)])
 def test_the_power_decides(power: float, status: Status, analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
     assert analysed(smoothness.PART, made_up(power)).statuses["smoothness"] is status
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_training_that_diverged_is_counted_and_leaves_its_condition_undecided(value: float, analysed) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    def lost(row: Rows) -> bool:
+        return (row.case["network"], row.case["lr"], row.case["seed"]) == ("lstm", 1.0, 3) and row.step > 3
+
+    answers = analysed(smoothness.PART, [replace(row, value=value) if lost(row) else row for row in made_up(1.0)])
+    table = answers.tables["smoothness"].set_index(["network", "lr"])
+    assert set(table["n"]) == {8}
+    assert table.loc[("lstm", 1.0), "answer"] == "inconclusive"
+    assert answers.statuses["smoothness"] is Status.INCONCLUSIVE
+    (told,) = answers.sentences
+    assert "lstm at rate 0.1" in told
+    assert "lstm at rate 1)" not in told
+    assert len(list(smoothness.draw_paths(answers.tables))) == 1

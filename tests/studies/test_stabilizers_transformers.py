@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,7 +81,8 @@ def rows(qk_growth: float, qk_loss: float, cold: dict[str, float]) -> Iterator[R
                 growth = qk_growth if variant == "qk_norm" else 5.0
                 yield one.rows("loss", 0.2 + steep * abs(k - 1) + noise + cold.get(variant, 0.0))
                 yield one.rows("loss_at_start", 3.0)
-                yield one.rows("logit", math.nan if lr > 0.2 and seed == 0 else growth**k * (1 + noise))
+                lost = variant == "post" and lr > 0.2 and seed == 0
+                yield one.rows("logit", math.nan if lost else growth**k * (1 + noise))
                 yield one.rows("log_z", 3.0 + noise)
 
 
@@ -100,3 +102,22 @@ def test_verdicts(analysed: Callable[..., Any], made: tuple[Any, ...], qk_norm: 
         told = re.search(r"logit grows (\S+)-fold from the lowest rate to the highest, (\S+)-fold without it", text)
         assert told
         assert [float(each) for each in told.groups()] == pytest.approx([made[0] ** 3, 5.0**3], rel=0.02)
+
+
+def test_few_seeds_are_told_without_intervals_that_they_have_not(analysed: Callable[..., Any]) -> None:
+    few = [row for row in rows(1.5, 0.2, {"post_cold": 0.5}) if row.case.integer("seed") < 3]
+    sentences = analysed(transformers.PART, few).sentences
+    assert sentences[0].endswith("in place of 0.500, a change of -0.300.")
+    assert not any("nan" in text for text in sentences)
+
+
+def test_logits_that_are_no_number_at_the_highest_rate_are_the_largest_there_are(analysed: Callable[..., Any]) -> None:
+    highest = transformers.RATES[6]
+    lost = [
+        replace(row, value=math.nan)
+        if row.metric == "logit" and (row.case["variant"], row.case["lr"]) == ("pre", highest) else row
+        for row in rows(1.5, 0.2, {})
+    ]  # fmt: skip
+    growth = analysed(transformers.PART, lost).tables["transformer_sensitivity"].set_index("variant")["growth"]
+    assert growth["pre-LN"] == math.inf
+    assert growth["pre-LN, QK-norm"] == pytest.approx(1.5**3, rel=0.01)

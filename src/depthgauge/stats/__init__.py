@@ -25,7 +25,7 @@ from __future__ import annotations
 from depthgauge.stats.calibration import Fit, coverage, normal_pit, uniformity, variance_ratio
 from depthgauge.stats.censored import censored_slope, censored_slopes, crossing
 from depthgauge.stats.comparison import Answer, Comparison, against, combine, paired, unpaired
-from depthgauge.stats.estimate import Estimate, mean, median, quantile, rate
+from depthgauge.stats.estimate import Estimate, mean, median, pseudo_values, quantile, rate
 from depthgauge.stats.family import Family, holm, seeds_needed, together, too_few_seeds
 from depthgauge.stats.survival import LogRank, Survival, earlier, log_rank, restricted_mean_difference, survival
 from depthgauge.stats.tails import tail_index
@@ -59,6 +59,7 @@ __all__ = [
     "median",
     "normal_pit",
     "paired",
+    "pseudo_values",
     "quantile",
     "rate",
     "resolution",

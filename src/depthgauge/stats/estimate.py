@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -69,9 +70,17 @@ class Estimate:
         """Tell whether the interval holds `value`; false without an interval."""
         return self.low <= value <= self.high
 
+    def told(self, form: str = ".4g") -> str:
+        """The figure and its interval in words, `0.52 [0.49, 0.55]`; the figure alone where there is no interval.
+
+        Args:
+            form: of each number, as behind the colon of an f-string.
+        """
+        value, low, high = (format(end, form) for end in self.ends)
+        return f"{value} [{low}, {high}]" if self.has_interval else value
+
     def __str__(self) -> str:
-        interval = f" [{self.low:.4g}, {self.high:.4g}]" if self.has_interval else ""
-        return f"{self.value:.4g}{interval}{' ' if self.unit else ''}{self.unit} (n = {self.n})"
+        return f"{self.told()}{' ' if self.unit else ''}{self.unit} (n = {self.n})"
 
 
 def exponential(x: float) -> float:
@@ -202,3 +211,30 @@ def rate(events: int, n: int, confidence: float = 0.95) -> Estimate:
     low = 0.0 if events == 0 else max(0.0, centre - half)
     high = 1.0 if events == n else min(1.0, centre + half)
     return Estimate(share, low, high, n, f"share of runs, Wilson, {100 * confidence:g} %")
+
+
+def pseudo_values(figure: Callable[..., float], *samples: ArrayLike) -> Floats:
+    """Jackknife pseudo-values of a figure, one a repetition: Student's t on them gives the figure and its interval.
+
+    n f(all) - (n - 1) f(all but one) (Tukey 1958, Ann. Math. Stat. 29, 614). Of a mean they are the values themselves.
+    A ratio to the mean of the same repetitions is such a figure: values over that mean, taken for known, would have an
+    interval without the mean's own error.
+
+    Args:
+        figure: of the samples, without units or in one unit, as it is.
+        *samples: shape (n,) each, in one order of the repetitions.
+
+    Returns:
+        Shape (n,); the figure itself of a single repetition.
+
+    Raises:
+        ValueError: no sample, or samples of several shapes.
+    """
+    columns = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    if not columns or len({column.shape for column in columns}) > 1 or columns[0].ndim != 1:
+        raise ValueError(f"repetitions are samples of one length; got shapes {[column.shape for column in columns]}")
+    n = len(columns[0])
+    if n < 2:
+        return np.array([figure(*columns)] * n)
+    without = np.array([figure(*(np.delete(column, i) for column in columns)) for i in range(n)])
+    return np.asarray(n * figure(*columns) - (n - 1) * without)
