@@ -13,6 +13,7 @@ from depthgauge.parallel.collectives import moved
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
 from depthgauge.studies.data_parallel import extrapolation, model_ranks
+from depthgauge.studies.data_parallel.launches import launched
 from depthgauge.studies.data_parallel.model_fit import MARGIN, Fitted, role
 from depthgauge.studies.data_parallel.model_ranks import Asked
 from depthgauge.study import Case, Context, Grid, Rows, Value
@@ -73,10 +74,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )
     device = parallel.device_for(ranks, context.device)
     asked = Asked(moves, tuple(layouts), width, depth, case.integer("rounds"))
-    outcome = parallel.launch(model_ranks.work, asked, ranks=ranks, device=device, folder=context.scratch, limit=3000)
-    if not outcome.well:
-        raise RuntimeError(outcome.why)
-    timed = outcome.answers[0]
+    timed = launched(model_ranks.work, asked, ranks=ranks, device=device, context=context)[0]
     named = {each.text("work"): each for each in cases}
     for (name, size), column in zip(moves, timed.moves.T, strict=True):
         yield named[name].rows("seconds", column, layer_index=size, step=np.arange(len(column)))
