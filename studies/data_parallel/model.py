@@ -184,10 +184,11 @@ def draw_collectives(collectives: pd.DataFrame) -> Any:
     return drawing.panels(collectives, "collective", _banded, x="bytes", axes=axes)
 
 
-METHOD = f"""**The model.** A residual perceptron (8 layers, 256 units) trains on drawn images by DDP in buckets of
-{model_ranks.BUCKET_MIB:g} MiB, all configurations in turns; the slowest rank counts. A duration is the mean of a
-stretch of calls, as means add up to a step where single calls stall; a configuration's is the geometric mean of its
-rounds. Collectives give alpha and beta (`parallel.links.fit`), the smallest and the largest size held out.
+METHOD = f"""**The model.** A residual perceptron ({SIZES["standard"]["depth"]} layers of {SIZES["standard"]["width"]}
+units, at `quick` of {SIZES["quick"]["width"]}) trains on drawn images by DDP in buckets of {model_ranks.BUCKET_MIB:g}
+MiB, all configurations in turns; the slowest rank counts. A duration is the mean of a stretch of calls, as means add up
+to a step where single calls stall; a configuration's is the geometric mean of its rounds. Collectives give alpha and
+beta (`parallel.links.fit`), the smallest and the largest size held out.
 `parallel.prediction.fit` has the seconds of computing, fixed and an example, DDP's own handling, and the share of the
 computing that hides exchange, from plain steps on all ranks at once, DDP whose backward pass waits for each bucket, and
 DDP as it is. The smallest and largest batches are held out, and so is every number of ranks beyond two. On more ranks
