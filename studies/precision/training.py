@@ -183,7 +183,7 @@ def pace(runs: pd.DataFrame) -> Iterator[Answer]:
 
 
 def paced(kept: Question, late: Collection[tuple[str, str]], open_ones: Collection[tuple[str, str]]) -> Verdict:
-    """As many steps as float32, or others.
+    """The verdict on the pace: as many steps as float32, or others.
 
     Of the `late`, whose ratio is a lower bound, more or undecided; undecided where float32 itself does not arrive.
     """
