@@ -189,7 +189,7 @@ def paced(kept: Question, late: Collection[tuple[str, str]], open_ones: Collecti
     """
     words = {True: "as many steps as float32:", False: f"others by more than {SAME_PACE - 1:.0%}:", None: "undecided:"}
     said = {key: agrees(c) if key not in late else False if c.above else None for key, c in kept.members.items()}
-    said |= dict.fromkeys(sorted(open_ones))
+    said.update((key, None) for key in sorted(open_ones))
     why = listed({kept.words(key): answer for key, answer in said.items()}, words, 30)
     bound, lost = (enumerated(map(kept.words, sorted(keys)), 9) for keys in (late, open_ones))
     unit = "times the steps in float32"
