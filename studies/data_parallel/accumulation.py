@@ -13,6 +13,7 @@ from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
 from depthgauge.studies.data_parallel import accumulation_figures, windows
+from depthgauge.studies.data_parallel.launches import launched
 from depthgauge.studies.data_parallel.windows import NEAR, SCALE, Way, of_all, of_full, of_rank, of_window
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Sentence
@@ -108,13 +109,11 @@ def grids(ranks: tuple[int, ...], steps: int, seeds: int) -> Iterator[Grid]:
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """All cases in the ranks of one launch."""
     asked, ranks = [(case.text("row"), case.random_seed("seed")) for case in cases], cases[0].integer("ranks")
-    outcome = parallel.launch(
+    answers = launched(
         windows.work, dict(WAYS), asked, cases[0].integer("steps"), WEIGHED,
-        ranks=ranks, device=parallel.device_for(ranks, context.device), folder=context.scratch,
+        ranks=ranks, device=parallel.device_for(ranks, context.device), context=context,
     )  # fmt: skip
-    if not outcome.well:
-        raise RuntimeError(outcome.why)
-    for case, found in zip(cases, outcome.answers[0], strict=True):
+    for case, found in zip(cases, answers[0], strict=True):
         weights = found.pop("weight", None)
         yield from (case.rows(metric, value) for metric, value in found.items())
         if weights is not None:

@@ -8,18 +8,18 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from depthgauge import models, parallel
+from depthgauge import models
 from depthgauge.factories import Input
 from depthgauge.parallel import Group, Layout
 from depthgauge.parallel.split import record, split
 from depthgauge.parallel.steps import Reduction, Step, ddp_steps, meet, room, time_steps
+from depthgauge.studies.data_parallel.launches import launched
 from depthgauge.study import Case, Context, Rows
 from depthgauge.workload import Training
 
 STRETCH = 0.01  # seconds that a duration is averaged over at least
 TRACED = 2  # steps of a turn under the profiler
 PARTS = ("computing", "exposed", "rest", "hidden", "collectives")
-LIMIT, PATIENCE = 3000.0, 60.0  # seconds: of a launch, and of a collective on a machine that does other things too
 
 Splits = list[NDArray[np.float64] | None]
 
@@ -32,13 +32,9 @@ def measured(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         yield case.rows("room", float(most))
     if not here:
         return
-    outcome = parallel.launch(
-        work, here, ranks=max(case.integer("ranks") for case in here), device=context.device.partition(":")[0],
-        limit=LIMIT, patience=PATIENCE, folder=context.scratch,
-    )  # fmt: skip
-    if not outcome.well:
-        raise RuntimeError(outcome.why)
-    seconds, sizes, _ = outcome.answers[0]
+    ranks = max(case.integer("ranks") for case in here)
+    answers = launched(work, here, ranks=ranks, device=context.device.partition(":")[0], context=context)
+    seconds, sizes, _ = answers[0]
     columns = iter(seconds.T)
     for place, case in enumerate(here):
         yield case.rows("gradient_bytes", float(sizes[place]))
@@ -46,8 +42,8 @@ def measured(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
             column = next(columns)
             yield case.rows("seconds", column, step=np.arange(len(column)))
             continue
-        ranks = [splits[place] for _, _, splits in outcome.answers if splits[place] is not None]
-        for metric, values in zip(PARTS, np.mean(ranks, axis=0).T, strict=True):
+        traced = [splits[place] for _, _, splits in answers if splits[place] is not None]
+        for metric, values in zip(PARTS, np.mean(traced, axis=0).T, strict=True):
             yield case.rows(metric, values, step=np.arange(len(values)))
 
 

@@ -74,14 +74,3 @@ def _distances(
         return sum(float((of[name].cpu().double() - goal[name].double()).square().sum()) for name in weights)
 
     return squared(weights), squared(start)
-
-
-def answers(outcome: parallel.Outcome) -> tuple[object, ...]:
-    """The answers of all ranks.
-
-    Raises:
-        RuntimeError: one ended otherwise; the message says which, and how.
-    """
-    if not outcome.well:
-        raise RuntimeError(outcome.why)
-    return outcome.answers

@@ -13,6 +13,7 @@ from depthgauge.parallel.collectives import moved
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
 from depthgauge.studies.data_parallel import extrapolation, model_ranks
+from depthgauge.studies.data_parallel.launches import launched
 from depthgauge.studies.data_parallel.model_fit import MARGIN, Fitted, role
 from depthgauge.studies.data_parallel.model_ranks import Asked
 from depthgauge.study import Case, Context, Grid, Rows, Value
@@ -73,10 +74,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )
     device = parallel.device_for(ranks, context.device)
     asked = Asked(moves, tuple(layouts), width, depth, case.integer("rounds"))
-    outcome = parallel.launch(model_ranks.work, asked, ranks=ranks, device=device, folder=context.scratch, limit=3000)
-    if not outcome.well:
-        raise RuntimeError(outcome.why)
-    timed = outcome.answers[0]
+    timed = launched(model_ranks.work, asked, ranks=ranks, device=device, context=context)[0]
     named = {each.text("work"): each for each in cases}
     for (name, size), column in zip(moves, timed.moves.T, strict=True):
         yield named[name].rows("seconds", column, layer_index=size, step=np.arange(len(column)))
@@ -186,10 +184,11 @@ def draw_collectives(collectives: pd.DataFrame) -> Any:
     return drawing.panels(collectives, "collective", _banded, x="bytes", axes=axes)
 
 
-METHOD = f"""**The model.** A residual perceptron (8 layers, 256 units) trains on drawn images by DDP in buckets of
-{model_ranks.BUCKET_MIB:g} MiB, all configurations in turns; the slowest rank counts. A duration is the mean of a
-stretch of calls, as means add up to a step where single calls stall; a configuration's is the geometric mean of its
-rounds. Collectives give alpha and beta (`parallel.links.fit`), the smallest and the largest size held out.
+METHOD = f"""**The model.** A residual perceptron ({SIZES["standard"]["depth"]} layers of {SIZES["standard"]["width"]}
+units, at `quick` of {SIZES["quick"]["width"]}) trains on drawn images by DDP in buckets of {model_ranks.BUCKET_MIB:g}
+MiB, all configurations in turns; the slowest rank counts. A duration is the mean of a stretch of calls, as means add up
+to a step where single calls stall; a configuration's is the geometric mean of its rounds. Collectives give alpha and
+beta (`parallel.links.fit`), the smallest and the largest size held out.
 `parallel.prediction.fit` has the seconds of computing, fixed and an example, DDP's own handling, and the share of the
 computing that hides exchange, from plain steps on all ranks at once, DDP whose backward pass waits for each bucket, and
 DDP as it is. The smallest and largest batches are held out, and so is every number of ranks beyond two. On more ranks

@@ -12,7 +12,7 @@ from depthgauge import drawing, parallel, stats, theory
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
-from depthgauge.studies.data_parallel.measuring import answers
+from depthgauge.studies.data_parallel.launches import launched
 from depthgauge.studies.data_parallel.timelines import BACKWARD, FORWARD, NETWORK, SLEEPING, Pipe, bubble, overlap
 from depthgauge.studies.data_parallel.trainers import Task
 from depthgauge.study import Case, Context, Grid, Rows
@@ -58,11 +58,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )
     pipes = [Pipe(case.text("kind"), case.text("schedule"), case.integer("microbatches")) for case in cases]
     task = Task(width, depth, batch)
-    outcome = parallel.launch(
-        STAGES, pipes, task, rounds, ranks=ranks, device=parallel.device_for(ranks, context.device), limit=3000,
-        folder=context.scratch,
-    )  # fmt: skip
-    found: Any = answers(outcome)
+    device = parallel.device_for(ranks, context.device)
+    found = launched(STAGES, pipes, task, rounds, ranks=ranks, device=device, context=context)
     for index, case in enumerate(cases):
         spans = [[own[0][index][place] for own in found] for place in range(rounds)]
         yield case.rows("bubble", [bubble(each) for each in spans], step=np.arange(rounds))

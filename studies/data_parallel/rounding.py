@@ -13,6 +13,7 @@ from depthgauge.frames import groups, logs, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, enumerated, spelled
 from depthgauge.studies.data_parallel import ring, rounding_figures
+from depthgauge.studies.data_parallel.launches import launched
 from depthgauge.studies.data_parallel.ring import DIGITS, EQUAL, GRADIENTS
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.theory.summation import unit_roundoff
@@ -87,10 +88,8 @@ def _launched(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     asked = [(c.text("format"), c.text("gradient"), c.integer("ranks"), c.random_seed("seed")) for c in cases]
     most = max(ranks for _, _, ranks, _ in asked)
     device = parallel.device_for(most, context.device)
-    outcome = parallel.launch(ring.work, asked, ranks=most, device=device, folder=context.scratch)
-    if not outcome.well:
-        raise RuntimeError(outcome.why)
-    for case, found in zip(cases, outcome.answers[0], strict=True):
+    answers = launched(ring.work, asked, ranks=most, device=device, context=context)
+    for case, found in zip(cases, answers[0], strict=True):
         yield from (case.rows(metric, value) for metric, value in found.items())
 
 

@@ -14,6 +14,7 @@ from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.studies.data_parallel import causes, gradients, shards
+from depthgauge.studies.data_parallel.launches import launched
 from depthgauge.studies.data_parallel.shards import DROPOUT, EXACT, LOCAL_FEW, ROUNDING, ROWS, SEEDINGS, SUM, SUM_ALONE
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Sentence
@@ -67,13 +68,9 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """The first gradients of all rows, in one process group."""
     asked = [(case.text("row"), case.random_seed("seed")) for case in cases]
     ranks, draws = cases[0].integer("ranks"), cases[0].integer("draws")
-    outcome = parallel.launch(
-        gradients.work, asked, draws, ranks=ranks, device=parallel.device_for(ranks, context.device), limit=3000,
-        folder=context.scratch,
-    )  # fmt: skip
-    if not outcome.well:
-        raise RuntimeError(outcome.why)
-    for case, found in zip(cases, outcome.answers[0], strict=True):
+    device = parallel.device_for(ranks, context.device)
+    answers = launched(gradients.work, asked, draws, ranks=ranks, device=device, context=context)
+    for case, found in zip(cases, answers[0], strict=True):
         for order, group in enumerate(found.pop("weights", ())):
             yield from (case.rows(*pair, layer_index=order) for pair in zip(causes.WEIGHTS, group, strict=True))
         for metric, value in found.items():

@@ -15,7 +15,8 @@ from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, judged
 from depthgauge.studies.data_parallel.allocation import STEPS
-from depthgauge.studies.data_parallel.measuring import answers, measured
+from depthgauge.studies.data_parallel.launches import launched
+from depthgauge.studies.data_parallel.measuring import measured
 from depthgauge.studies.data_parallel.trainers import (
     BF16,
     DDP,
@@ -77,8 +78,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     ranks, rounds = cases[0].integer("ranks"), cases[0].integer("rounds")
     device = parallel.device_for(ranks, context.device)
     wanted = [(task, [case.text("way") for case in own]) for task, own in tasks.items()]
-    outcome = parallel.launch(work, wanted, rounds, ranks=ranks, device=device, limit=3000, folder=context.scratch)
-    found: Any = answers(outcome)
+    found = launched(work, wanted, rounds, ranks=ranks, device=device, context=context)
     for index, own in enumerate(tasks.values()):
         for case in own:
             each = [rank[index][case.text("way")] for rank in found]

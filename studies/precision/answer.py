@@ -103,8 +103,8 @@ def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame, claims: tup
         f": {LABELS[row.net]} in {row.recipe} takes {row.time:.2f} of the time" for row in records(quicker.head(1))
     )
     yield Sentence(
-        f"In {len(quicker)} of {len(chosen)} small networks a 16-bit recipe is shown to be as accurate as float32 and "
-        f"faster on this device{best}.",
+        f"In {len(quicker)} of {len(chosen)} small networks a recipe in a narrower format is shown to be as accurate "
+        f"as float32 and faster on this device{best}.",
         claims=(balance.id, nearly_half.id),
     )
 

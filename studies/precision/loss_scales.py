@@ -26,6 +26,8 @@ OVERFLOW = Claim("precision/overflow", "a real float16 pass overflows just where
 SAFE = Claim("precision/safe_scale", "at a predicted safe scale a real float16 pass loses no more than predicted")
 STATE = Claim("precision/second_moment", "of a step's values Adam's second moment loses the most to float16")
 
+MOMENT = "exp_avg_sq"
+OTHERS = tuple(kind for kind in KINDS if kind != MOMENT)
 MORE = 0.01  # of the values: the second moment loses more than another where it does by more than this
 QUICK = ("mlp", "sigmoid_mlp")
 SIZES = sizes(
@@ -77,21 +79,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     where = ["network", "step", "direction", "layer", "layer_index"]
     binades = rows["metric"].str.extract(r"^binade (-?\d+)")[0].dropna().astype(int)
     yield "exponents", rows.loc[binades.index, where].assign(binade=binades, share=rows["value"].round(6))
-    yield "loss_scale_map", _charts(rows)
+    yield "loss_scale_map", passes.charts(rows)
     answers = rows[rows["metric"] == "answer"]
     yield "layers", answers[where].assign(answer=[passes.ANSWERS[int(code)] for code in answers["value"]])
-
-
-def _charts(rows: pd.DataFrame) -> pd.DataFrame:
-    """Loss-scale maps of seed 0 at initialization: a row a network, format, layer and power of two."""
-    parts = rows["metric"].str.extract(r"^(?P<format>\S+) (?P<share>\S+) at (?P<log2_scale>-?\d+)$").dropna()
-    keys = ["network", "format", "layer", "layer_index", "log2_scale"]
-    charts = rows.loc[parts.index, ["network", "layer", "layer_index", "value"]].join(parts).astype({"log2_scale": int})
-    charts = charts.pivot_table(index=keys, columns="share", values="value", sort=False).round(6).reset_index()
-    first = rows[(rows["seed"] == 0) & (rows["step"] == 0)].set_index(["network", "metric"])["value"]
-    for end in ("least", "greatest"):
-        charts[end] = [first.get((row.network, f"{row.format} {end}"), math.nan) for row in records(charts)]
-    return charts
 
 
 def _intervals(rows: pd.DataFrame) -> pd.DataFrame:
@@ -146,7 +136,7 @@ def validated(rows: pd.DataFrame) -> Iterator[Answer]:
         return
     found = found.pivot_table(index=["network", "seed", "layer"], columns="metric", values="value").reset_index()
     yield "real_passes", found.rename(columns={"layer": "scale"})
-    ends = found[found["layer"].isin(["least", "greatest"])]
+    ends, untried = found[found["layer"].isin(["least", "greatest"])], _untried(rows)
     safe = ends.assign(right=(ends["overflows"] == 0) & (ends["excess"] <= LOST))
     for name, claim, right, where in (
         ("overflow", OVERFLOW, found.assign(right=found["as_predicted"] == 1), enumerated(PLACES)),
@@ -161,10 +151,18 @@ def validated(rows: pd.DataFrame) -> Iterator[Answer]:
         yield question.verdict(
             claim, above, unit="share of seeds",
             why=f"real passes at {where} are "
-            + question.listed(above, {True: "as predicted for", False: "not for", None: "undecided for"}, 9),
+            + question.listed(above, {True: "as predicted for", False: "not for", None: "undecided for"}, 9)
+            + f"; without a safe scale, and so without a pass, are {untried}" * bool(untried),
             method=f"a float16 copy of the network, the loss in float32; on top of what the map says a tensor may lose "
             f"{LOST:.0%} of its values and {VALUES} more; networks drawn for which all is as predicted, against half",
         )  # fmt: skip
+
+
+def _untried(rows: pd.DataFrame) -> str:
+    """Networks of which no loss scale keeps all gradients, with the number of seeds: `mlp (1 of 10)`."""
+    least = rows[(rows["metric"] == "float16 least") & (rows["step"] == 0)]
+    shares = {str(network): own["value"].isna() for network, own in groups(least, "network")}
+    return enumerated((f"{name} ({none.sum()} of {len(none)})" for name, none in shares.items() if none.any()), 9)
 
 
 def lost(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -176,8 +174,8 @@ def lost(rows: pd.DataFrame) -> Iterator[Answer]:
     asked, gone = {}, {}
     for network, own in groups(half, "network"):
         by_kind = own.pivot_table(index="seed", columns="direction", values="value")
-        asked[network,] = stats.paired(by_kind["exp_avg_sq"], by_kind[list(KINDS[:4])].max(axis=1), margin=MORE)
-        gone[str(network)] = float(by_kind["exp_avg_sq"].mean())
+        asked[network,] = stats.paired(by_kind[MOMENT], by_kind[list(OTHERS)].max(axis=1), margin=MORE)
+        gone[str(network)] = float(by_kind[MOMENT].mean())
     if not asked:
         return
     worst = max(gone, key=gone.__getitem__)
@@ -192,7 +190,7 @@ def lost(rows: pd.DataFrame) -> Iterator[Answer]:
         STATE, above, unit="share of values",
         why="more of it is rounded to zero than of any other: "
         + question.listed(above, {True: "for", False: "not for", None: "undecided for"}, 9),
-        method=f"share of the second moment less the largest of {enumerated(KINDS[:4])}, paired seeds, margin {MORE:g}",
+        method=f"share of the second moment less the largest of {enumerated(OTHERS, 9)}, paired seeds, margin {MORE:g}",
     )  # fmt: skip
 
 

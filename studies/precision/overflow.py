@@ -56,7 +56,7 @@ def overflows(runs: pd.DataFrame, first: pd.DataFrame) -> Iterator[Answer]:
             told.setdefault("activation", f"does not help where an activation overflows: {skipped} ({LABELS[net]})")
         elif row.skipped >= steps:
             start = "trains nothing where a gradient overflows at every step"
-            told.setdefault("always", f"{start}: {finite}, but {skipped}")
+            told.setdefault("always", f"{start}: {finite}, but {skipped} ({LABELS[net]})")
         else:
             told.setdefault("gradient", f"helps where a gradient overflows: {finite} ({LABELS[net]})")
     yield from (Sentence(f"A GradScaler {text}.") for text in told.values())

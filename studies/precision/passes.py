@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import formats, probe
+from depthgauge.architecture import own_parameters
 from depthgauge.formats import ExponentHistogram
-from depthgauge.frames import groups
+from depthgauge.frames import groups, records
 from depthgauge.probe.record import ACTIVATION_GRADIENT, GRADIENTS, WEIGHT_GRADIENT
 from depthgauge.study import Case, Rows
 
@@ -44,7 +45,7 @@ def backward(model: nn.Module, x: Tensor, y: Tensor, scale: float = 1.0) -> None
 
 def owners(model: nn.Module) -> Mapping[str, nn.Module]:
     """The modules that hold parameters of their own, by name."""
-    return {name: module for name, module in model.named_modules() if any(True for _ in module.parameters(False))}
+    return {name: module for name, module in model.named_modules() if own_parameters(module)}
 
 
 def scales(case: Case, step: int, record: probe.Record) -> Iterator[Rows]:
@@ -84,6 +85,18 @@ def chart(case: Case, record: probe.Record, layers: Sequence[str]) -> Iterator[R
                 yield case.rows(f"{fmt} {share} at {math.log2(scale):.0f}", own[share].to_numpy(), **at)
 
 
+def charts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Loss-scale maps of seed 0 at initialization: a row a network, format, layer and power of two."""
+    parts = rows["metric"].str.extract(r"^(?P<format>\S+) (?P<share>\S+) at (?P<log2_scale>-?\d+)$").dropna()
+    keys = ["network", "format", "layer", "layer_index", "log2_scale"]
+    charts = rows.loc[parts.index, ["network", "layer", "layer_index", "value"]].join(parts).astype({"log2_scale": int})
+    charts = charts.pivot_table(index=keys, columns="share", values="value", sort=False).round(6).reset_index()
+    first = rows[(rows["seed"] == 0) & (rows["step"] == 0)].set_index(["network", "metric"])["value"]
+    for end in ("least", "greatest"):
+        charts[end] = [first.get((row.network, f"{row.format} {end}"), math.nan) for row in records(charts)]
+    return charts
+
+
 def losses(case: Case, step: int, record: probe.Record, optimizer: torch.optim.Optimizer) -> Iterator[Rows]:
     """Shares of each kind of value that every format loses, all layers together, unscaled."""
     for kind in KINDS:
@@ -104,7 +117,7 @@ def by_layer(
 ) -> Iterator[Rows]:
     """The share of each layer's nonzero values in each binade, its format, and, of the first step, float16's map."""
     for index, (name, module) in enumerate(layers.items()):
-        states = [optimizer.state[parameter] for parameter in module.parameters(recurse=False)]
+        states = [optimizer.state[parameter] for parameter in own_parameters(module).values()]
         for kind in KINDS:
             one = record.histogram(kind, name) if kind in WATCHED else moments(states, kind)
             at: dict[str, Any] = {"layer": name, "layer_index": index, "direction": kind, "step": step}

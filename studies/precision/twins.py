@@ -198,8 +198,9 @@ def parted(rows: pd.DataFrame) -> Iterator[Answer]:
     moved = [*accuracy.read(above).values()].count(True)
     yield Sentence(
         f"One unit in the last place of one weight moves the test accuracy by more than {100 * ACCURACY:g} point in "
-        f"{moved} of {len(accuracy)} trainings; by {100 * accuracy.members[key].effect.value:.1f} "
-        f"at {accuracy.words(key)} (another seed by {100 * further[key]['between_seeds']:.1f}).",
+        f"{moved} of {len(accuracy)} combinations of depth and learning rate; by "
+        f"{100 * accuracy.members[key].effect.value:.1f} at {accuracy.words(key)} "
+        f"(another seed by {100 * further[key]['between_seeds']:.1f}).",
         claims=(REPEATABLE.id,),
     )
 

@@ -59,6 +59,7 @@ LATE = trace("called\n", "returned\n", "Timeout (0:00:05)!\n", dump("at the end"
 
 ENDS = {
     "killed": ([WAITED, trace("called\n")], {1: -9}, "rank 1 died: SIGKILL"),
+    "killed by a signal without a name": ([WAITED, trace("called\n")], {1: -40}, "rank 1 died: signal 40"),
     "crashed": (
         [WAITED, trace("called\n", "Fatal Python error: Segmentation fault\n\n", dump("elsewhere", "main"))],
         {1: -11},

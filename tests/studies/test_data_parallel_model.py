@@ -141,6 +141,13 @@ def test_a_link_of_a_users_device_has_its_crossover(analysed: Callable[..., Any]
     assert (table["bytes"] > 0).all()
 
 
+def test_the_method_tells_the_network_of_every_preset() -> None:
+    for preset in ("quick", "standard", "full"):
+        size = model.SIZES[preset]
+        assert f"{size['depth']} layers" in model.METHOD
+        assert f"of {size['width']}" in model.METHOD.replace("\n", " ")
+
+
 def test_without_steps_nothing_is_said(analysed: Callable[..., Any]) -> None:
     assert not analysed(model.PART, [row for row in rows() if row.case.text("work") != STEP]).verdicts
     assert not analysed(model.PART, [row for row in rows() if row.case.text("work") == STEP]).verdicts

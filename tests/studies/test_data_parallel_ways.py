@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,20 @@ import pytest
 import torch
 
 from depthgauge import parallel, theory
-from depthgauge.studies.data_parallel import pipelines, shares, ways
+from depthgauge.studies.data_parallel import (
+    STUDY,
+    accumulation,
+    model,
+    pipelines,
+    rounding,
+    same,
+    scaling,
+    shares,
+    ways,
+)
 from depthgauge.studies.data_parallel.allocation import bytes_of
-from depthgauge.studies.data_parallel.measuring import Measured, answers, measured
+from depthgauge.studies.data_parallel.launches import answers
+from depthgauge.studies.data_parallel.measuring import Measured, measured
 from depthgauge.studies.data_parallel.stages import held, timelines
 from depthgauge.studies.data_parallel.timelines import NETWORK, SLEEPING, Pipe, bubble, overlap
 from depthgauge.studies.data_parallel.trainers import DDP, FP16, FSDP, ONE, POWER, TENSOR, THREADS, VIEWS, Task, trainer
@@ -140,6 +152,23 @@ def test_a_rank_that_dies_is_named() -> None:
     ends = (parallel.End(0, "ok"), parallel.End(1, "died", "SIGKILL"))
     with pytest.raises(RuntimeError, match="rank 1 died: SIGKILL"):
         answers(parallel.Outcome((None, None), ends, 1.0))
+
+
+@pytest.mark.parametrize("part", [same, scaling, accumulation, rounding, ways, pipelines, model])
+def test_every_launch_has_time_for_the_largest_size(part: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def launch(*_: object, **options: Any) -> None:
+        asked.update(options)
+        raise RuntimeError("launched")
+
+    monkeypatch.setattr(parallel, "launch", launch)
+    chunk = next(chunk for grid in part.PART.at("full") for chunk in grid.chunks("data_parallel"))
+    with pytest.raises(RuntimeError, match="launched"):
+        list(part.PART.run(chunk.cases, Context()))
+    # Four ranks on two cores build several hundred DDPs: a minute, which a call by hand has, is not enough.
+    assert 1800 <= asked["limit"] < STUDY.time_limit
+    assert asked["patience"] >= 60
 
 
 # -- spans -------------------------------------------------------------------------------------------------------------

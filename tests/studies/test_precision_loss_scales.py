@@ -95,7 +95,9 @@ def test_a_real_pass_is_as_its_own_record_says_and_not_as_another(step: Step) ->
     assert [float(row.value) for row in other if row.metric == "as_predicted"][-1] == 0.0
 
 
-def rows(headroom: float, right: bool = True, excess: float = 0.0, moment: float = 0.5) -> Iterator[Rows]:
+def rows(
+    headroom: float, right: bool = True, excess: float = 0.0, moment: float = 0.5, first: float = 0.2
+) -> Iterator[Rows]:
     for seed in range(9):
         case = Case.of({"part": "loss_scales", "network": "mlp", "seed": seed, "steps": 2})
         noise = 0.01 * math.sin(seed)
@@ -105,7 +107,7 @@ def rows(headroom: float, right: bool = True, excess: float = 0.0, moment: float
                 found = value if headroom >= 0 else math.nan
                 yield case.rows(f"float16 {end}", found, layer="a.weight", direction="weight_gradient", step=step)
             for kind in passes.KINDS:
-                share = (moment if kind == "exp_avg_sq" else 0.2) + noise * (kind == "exp_avg_sq")
+                share = {"exp_avg_sq": moment, "exp_avg": first}.get(kind, 0.2) + noise * (kind == "exp_avg_sq")
                 yield case.rows("float16 under", share, direction=kind, step=step)
         for place in passes.PLACES if headroom >= 0 else ():
             yield case.rows("overflows", float(place == "twice the greatest"), layer=place, step=0)
@@ -121,6 +123,28 @@ def test_verdicts_both_ways(analysed: Callable[..., Any]) -> None:
     assert analysed(part, rows(-4.0)).statuses["loss_scale"] is Status.FAILS
     bad = analysed(part, rows(4.0, right=False, excess=0.05, moment=0.2)).statuses
     assert (bad["overflow"], bad["safe_scale"], bad["second_moment"]) == (Status.FAILS,) * 3
+    # the first moment is one of a step's values, too
+    assert analysed(part, rows(4.0, first=0.5)).statuses["second_moment"] is Status.FAILS
+
+
+def test_networks_without_a_safe_scale_are_not_passed_over_in_silence(analysed: Callable[..., Any]) -> None:
+    lost = (Case.of({**dict(row.case.params), "network": "lstm"}).rows(row.metric, math.nan, layer="a.weight",
+            direction="weight_gradient", step=row.step) for row in rows(-4.0) if row.metric.startswith("float16 ")
+            and not row.metric.endswith("under"))  # fmt: skip
+    said = analysed(loss_scales.PART, [*rows(4.0), *lost]).verdicts
+    for claim in ("overflow", "safe_scale"):
+        assert said[claim].why.endswith("without a safe scale, and so without a pass, are lstm (9 of 9)")
+
+
+class Grouped(nn.Linear):
+    """A layer that tells its parameters as groups of an optimizer."""
+
+    def parameters(self) -> Any:  # type: ignore[override]  # as users' modules do
+        return [{"params": [self.weight]}, {"params": [self.bias], "weight_decay": 0.0}]
+
+
+def test_layers_have_their_own_parameters_however_they_tell_them() -> None:
+    assert list(passes.owners(nn.Sequential(Grouped(3, 2), nn.ReLU()))) == ["0"]
 
 
 @pytest.mark.parametrize(("headroom", "least", "greatest"), [(4.0, 16.0, 128.0), (0.0, math.nan, math.nan)])

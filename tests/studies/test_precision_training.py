@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from depthgauge import timing
 from depthgauge.studies.precision import answer, runs, training
 from depthgauge.studies.precision.nets import NETS
 from depthgauge.studies.precision.recipes import RECIPES, Trainer
@@ -137,6 +138,48 @@ def test_accuracy_is_told_better_worse_and_the_same(analysed: Callable[..., Any]
     assert set(answers.tables["accuracy"]["recipe"]) == {"bfloat16_autocast", "float16_scaled", "bfloat16", "float16"}
 
 
+def arrivals(of: dict[str, tuple[float, int]]) -> list[Rows]:
+    """Steps to the target of recipes, and how many of eight runs arrive; float32 takes about 5 of 10."""
+    rows = []
+    for row in made_up(dict.fromkeys(of, 0.9)):
+        steps, arrive = of.get(row.case.text("recipe"), (5.0, 8))
+        late = row.case.integer("seed") >= arrive
+        ends = {
+            "steps_to_target": 10.0 if late else steps + 0.01 * row.case.integer("seed"),
+            "reached": float(not late),
+        }
+        rows.append(row.case.rows(row.metric, ends.get(row.metric, row.value)))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("of", "status"),
+    [
+        ({"bfloat16_autocast": (5.0, 8), "float16_scaled": (5.0, 8)}, Status.HOLDS),
+        ({"bfloat16_autocast": (5.0, 8), "float16_scaled": (5.0, 0)}, Status.DEPENDS),  # 10 steps are not enough
+        ({"bfloat16_autocast": (5.0, 8), "float16_scaled": (5.0, 7)}, Status.INCONCLUSIVE),
+        ({"float16_scaled": (5.0, 0)}, Status.FAILS),
+        ({"bfloat16_autocast": (5.0, 8), "float32": (5.0, 7)}, Status.INCONCLUSIVE),
+    ],
+)
+def test_a_run_that_does_not_arrive_takes_more_steps_than_it_had(
+    analysed: Callable[..., Any], of: dict[str, tuple[float, int]], status: Status
+) -> None:
+    found = analysed(training.PART, arrivals(of))
+    assert found.statuses["pace"] is status
+    late = {recipe for recipe, (_, arrive) in of.items() if arrive < 8}
+    if "float32" not in late:
+        table = found.tables["pace"].set_index("recipe")
+        assert table["arrived"].to_dict() == {recipe: arrive for recipe, (_, arrive) in of.items()}
+        assert not set(table.loc[list(late), "answer"]) & {"equivalent", "different, inside the margin"}
+    if "float32" in late:
+        assert found.verdicts["pace"].why.endswith(
+            "does not always arrive at the target beside bfloat16_autocast with Adam"
+        )
+    if status is Status.FAILS:
+        assert found.verdicts["pace"].unit.endswith("at the least")
+
+
 def test_a_scaler_helps_against_gradients_and_not_against_activations(analysed: Callable[..., Any]) -> None:
     rows = []
     for net, direction, kept in (
@@ -166,7 +209,9 @@ def test_a_scaler_that_skips_every_step_trains_nothing(analysed: Callable[..., A
             rows.append(row.case.rows("nonfinite", 1.0, layer="hidden.1", direction="activation_gradient", step=3))
     (told,) = (each for each in analysed(training.PART, rows).sentences if each.startswith("A GradScaler"))
     assert told.startswith("A GradScaler trains nothing where a gradient overflows at every step")
-    assert told.endswith("8 of 8 runs stay finite with it, 0 of 8 without, but it skips 10 of 10 steps.")
+    assert told.endswith(
+        "8 of 8 runs stay finite with it, 0 of 8 without, but it skips 10 of 10 steps (16 x 32 tanh, sigma_w 16)."
+    )
 
 
 def test_what_a_device_cannot_do_is_told(analysed: Callable[..., Any]) -> None:
@@ -194,3 +239,14 @@ def test_the_choice_is_accurate_then_fast_then_small() -> None:
     slow = answer.recommended("Adam", COSTS.assign(faster="undecided"), (math.nan, math.nan), NOTHING, NO_ROWS)
     assert slow["recipe"] == "float32"
     assert math.isnan(slow["log2_scale_least"])
+
+
+def test_a_format_of_nineteen_bits_is_not_told_as_one_of_sixteen(analysed: Callable[..., Any]) -> None:
+    rows = made_up({"tf32": 0.9})
+    for recipe, seconds in (("float32", 2.0), ("tf32", 1.0)):
+        case = Case.of({"net": "Adam", "recipe": recipe, "blocks": 8})
+        turns = np.array([[[seconds] * 2, [2.0] * 2]] * 8) * (1 + 0.001 * np.arange(32).reshape(8, 2, 2))
+        rows += timing.rows_of(case, turns, "step")
+        rows.append(case.rows("bytes", 100.0))
+    (told,) = (each for each in analysed(training.PART, rows).sentences if "tf32" in each)
+    assert told.startswith("In 1 of 1 small networks a recipe in a narrower format is shown")

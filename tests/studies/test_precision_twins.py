@@ -44,7 +44,10 @@ def test_it_depends_where_conditions_differ(analysed: Analysed) -> None:
     table = answers.tables["parting"].set_index("lr")
     assert table["value"].to_dict() == pytest.approx({0.01: 1.0, 0.1: 6.0}, rel=0.01)
     assert table["exponent"].to_dict() == pytest.approx({0.01: 0.02, 0.1: 0.12}, abs=1e-3)
-    assert "by more than 1 point in 1 of 2 trainings; by 5.0 at depth 4, learning rate 0.1" in answers.sentences[0]
+    assert (
+        "by more than 1 point in 1 of 2 combinations of depth and learning rate; by 5.0 at depth 4, learning rate 0.1"
+        in answers.sentences[0]
+    )
 
 
 def test_a_pair_that_diverges_costs_no_other_its_line(analysed: Analysed) -> None:

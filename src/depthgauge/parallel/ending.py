@@ -108,10 +108,15 @@ def _read(folder: Path, rank: int, code: int | None, limit: float) -> End:
     if code is None:
         return End(rank, "left", pid=pid)
     fatal = re.search(r"^Fatal Python error: (.+)$", trace, re.MULTILINE)
-    said = fatal[1] if fatal else signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    said = fatal[1] if fatal else _signal(-code) if code < 0 else f"exit code {code}"
     died = End(rank, "died", said, where=where, pid=pid)
     seconds = _in_vain(folder, rank) if code == -signal.SIGABRT else 0.0
     return replace(died, status="waited", message=f"for {seconds:g} s", waits=True) if seconds else died
+
+
+def _signal(number: int) -> str:
+    """The name of a signal; those of real time have none but the first and the last."""
+    return next((each.name for each in signal.Signals if each == number), f"signal {number}")
 
 
 def _in_vain(folder: Path, rank: int) -> float:
