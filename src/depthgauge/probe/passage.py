@@ -48,7 +48,7 @@ def middle(off: pd.DataFrame) -> tuple[float, str]:
     Of an even number it is the further of the two in the middle; what is no number counts as furthest.
     """
     order = off["decades"].abs().sort_values(kind="stable", na_position="last").index
-    row = off.loc[order[len(order) // 2]]
+    row = off.loc[order].iloc[len(order) // 2]
     return float(row["decades"]), str(row["layer"])
 
 
