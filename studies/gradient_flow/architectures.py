@@ -171,8 +171,9 @@ def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
 def _skips_in_words(question: Question) -> str:
     effects = [comparison.effect for comparison in question.members.values()]
     if not any(math.isfinite(end) for effect in effects for end in (effect.low, effect.high)):
+        few = min(effect.n for effect in effects)
         return (
-            f"{min(effect.n for effect in effects)} seeds are too few to tell whether skip connections narrow the "
+            f"{few} {'seed is' if few == 1 else 'seeds are'} too few to tell whether skip connections narrow the "
             f"range of the gradient's norm over the layers in any of {len(question)} pairs of networks."
         )
     answers, key = list(question.read(below).values()), question.furthest
