@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from depthgauge.conditions import explained, parted, tallied
+from depthgauge.conditions import explained, parted, tallied, undecided
 
 
 def said(by: str, answers: dict[tuple[object, ...], bool | None]) -> str:
@@ -107,3 +107,9 @@ def test_answers_of_numpy_are_answers() -> None:
 
 def test_without_words_a_condition_is_its_values() -> None:
     assert explained(("net", "depth"), {("a", 1): True, ("b", 1): None}) == "true for a (1); undecided for b (1)"
+
+
+def test_what_is_undecided_follows_a_count() -> None:
+    assert undecided([True, False]) == undecided([]) == ""
+    assert undecided([True, None]) == "; 1 of 2 is undecided"
+    assert undecided(iter([None, None, True]), "pairs") == "; 2 of 3 pairs are undecided"

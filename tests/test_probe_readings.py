@@ -68,5 +68,21 @@ def test_what_is_furthest_from_the_output_is_said_in_decades_of_the_norm() -> No
     np.testing.assert_allclose(backward, np.log([[1e4, 1e-2, 1.0]]), atol=1e-12)
     (far,) = passage.furthest(backward).itertuples()
     assert (far.layer, far.decades) == ("a", pytest.approx(2.0))
+    assert passage.middle(passage.furthest(backward)) == (far.decades, "a")
     assert passage.spread(backward, backward).tolist() == pytest.approx([3.0])
     assert passage.spread(backward, backward[["b", "c"]]).tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize(
+    ("decades", "middle"),
+    [
+        ([-6.0, -6.1, -math.inf, -math.inf, -math.inf], (-math.inf, "c")),
+        ([5.0, -4.0, 1.0], (-4.0, "b")),
+        ([1.0, -2.0], (-2.0, "b")),
+        ([math.nan, 1.0, math.nan], (math.nan, "a")),
+    ],
+)
+def test_the_middle_seed_has_its_own_layer(decades: list[float], middle: tuple[float, str]) -> None:
+    off = pd.DataFrame({"layer": list("abcde")[: len(decades)], "decades": decades})
+    found = passage.middle(off)
+    np.testing.assert_equal(found, middle)

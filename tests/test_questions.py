@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from depthgauge import questions, stats, training
-from depthgauge.questions import Question, above, agrees, below, not_above, not_below, side
+from depthgauge.questions import Question, above, agreed, agrees, below, not_above, not_below, side
 from depthgauge.verdict import Claim, Status
 
 CLAIM = Claim("study/claim", "it is so")
@@ -60,6 +60,12 @@ def test_one_figure_alone_is_not_counted(at: float, says: str) -> None:
     question = Question.of("q", ("name",), {("a",): stats.against(sample(at), 0.0, margin=0.5)}, label="{name}")
     verdict = question.prediction(CLAIM, "gaps", within="half", unit="")
     assert (verdict.why, verdict.says) == (f"{says}, within half", "false" if at else "true")
+
+
+def test_an_answer_of_a_table_is_read_as_its_comparison_is() -> None:
+    question = asked(a=0.0, b=0.1, c=3.0, d=0.5)
+    assert [agreed(answer) for answer in question.table()[1]["answer"]] == [*question.read(agrees).values()]
+    assert [*question.read(agrees).values()] == [True, True, False, None]
 
 
 def test_a_verdict_names_what_a_wider_grid_would_decide() -> None:

@@ -75,6 +75,19 @@ def tallied(answers: Mapping[str, bool | None], what: str) -> str:
     )
 
 
+def undecided(answers: Iterable[bool | None], what: str = "") -> str:
+    """`; 2 of 11 pairs are undecided`, to follow how many it is true of; empty where each is decided.
+
+    Args:
+        answers: true, false, or None where it is undecided.
+        what: the things asked about, in the plural.
+    """
+    given = list(answers)
+    if not (left := given.count(None)):
+        return ""
+    return f"; {left} of {len(given)}{f' {what}' * bool(what)} {'is' if left == 1 else 'are'} undecided"
+
+
 def enumerated(names: Iterable[str], most: int = 4) -> str:
     """`a, b, c, d and 3 more`; `a (left), b` of names with commas of their own."""
     every = list(dict.fromkeys(names))

@@ -39,6 +39,13 @@ def agrees(comparison: Comparison) -> bool | None:
     return True if comparison.inside else False if comparison.beyond else None
 
 
+def agreed(answer: str) -> bool | None:
+    """Read the answer in a table, of a comparison that has a margin: what `agrees` says of the comparison."""
+    return {stats.Answer.EQUIVALENT: True, stats.Answer.NEGLIGIBLE: True, stats.Answer.BEYOND: False}.get(
+        stats.Answer(answer)
+    )
+
+
 def above(comparison: Comparison) -> bool | None:
     """Above the reference by more than the margin; it is not where the whole interval stays under that."""
     return True if comparison.above else False if comparison.inside or _under(comparison) else None

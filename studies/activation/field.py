@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from depthgauge import drawing, models, replicas, stats, theory
+from depthgauge.conditions import undecided
 from depthgauge.frames import by_case, groups, logs, only, params_of, records
 from depthgauge.initialization import gaussian
 from depthgauge.models.activations import FEW, make, names, once, phi
@@ -120,7 +121,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         if spec == "sigmoid":
             vanishing[(INITS[init],)] = stats.against(rates, 0.0, margin=MARGIN)
         for metric, quantity in MOMENTS.items() if init == "gain" else ():
-            moments = logs(only(rows, metric).reindex(nets.index).dropna().to_frame()).to_numpy()[:, 0]
+            every = only(rows, metric)
+            moments = logs(every[nets.index.intersection(every.index)].to_frame()).to_numpy()[:, 0]
             predicted = math.log(getattr(theory.layer_moments(phi(spec), 1.0), metric))
             asked[name, quantity] = stats.against(moments, predicted, margin=MARGIN, confidence=CONFIDENCE)
     label, specs = "{quantity}, {activation}", dict(zip(params["activation"], params["spec"], strict=True))
@@ -186,10 +188,10 @@ def _sentences(table: pd.DataFrame, question: Question) -> Iterator[Sentence]:
             (THEORY.id,),
         )
     if question:
-        known = [*question.read(agrees).values()].count(True)
+        known = [*question.read(agrees).values()]
         yield Sentence(
-            f"Theory knows {known} of {len(question)} gains and growth rates of {len(table)} activations within "
-            f"{MARGIN:.0%}, before a network is run.",
+            f"Theory knows {known.count(True)} of {len(question)} gains and growth rates of {len(table)} activations "
+            f"within {MARGIN:.0%}, before a network is run{undecided(known)}.",
             "theory",
             (THEORY.id,),
         )

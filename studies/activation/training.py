@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from depthgauge import data, drawing, replicas, stats, training
+from depthgauge.conditions import undecided
 from depthgauge.frames import groups
 from depthgauge.models.activations import FEW, names, phi
 from depthgauge.parts import Answer, Part, sizes
@@ -136,10 +137,9 @@ def _ends(question: Question, reported: pd.DataFrame, picked: Mapping[int, tuple
             "answers", (SAME.id,),
         )  # fmt: skip
     told = ", ".join(f"{len(names)} {_at(depth)}" for depth, names in behind.items())
-    undecided = [*question.read(above).values()].count(None)
     yield Sentence(
         f"Of {len(by_depth[deepest])} other activations {told} end more than {100 * MARGIN:g} points of test accuracy "
-        "behind the best" + f"; {undecided} are undecided" * bool(undecided) + ".", "answers", (SAME.id,),
+        f"behind the best{undecided(question.read(above).values(), 'comparisons')}.", "answers", (SAME.id,),
     )  # fmt: skip
 
 

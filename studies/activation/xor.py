@@ -91,10 +91,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         f"rate is the share of corners right; {tuning.METHOD}",
     )  # fmt: skip
     widest = max(width for activation, width in members if activation == rarest[0])
-    found = (further[rarest[0], width]["solved"] for width in (rarest[1], widest))
-    few, many = (f"{solved} of {members[rarest].effect.n}" for solved in found)
+    few, many = (
+        f"{further[rarest[0], width]['solved']} of {members[rarest[0], width].effect.n}"
+        for width in (rarest[1], widest)
+    )
     yield Sentence(
-        f"{rarest[1]} {rarest[0]} units learn XOR in {few} runs, {widest} in {many}; a perceptron cannot.",
+        f"{rarest[1]} {rarest[0]} units learn XOR in {few} runs"
+        + f", {widest} in {many}" * (widest > rarest[1])
+        + "; a perceptron cannot.",
         "xor",
         (XOR.id,),
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.func import functional_call, grad, vmap
 
 from depthgauge import arrival, data, drawing, noise, replicas, stats
+from depthgauge.conditions import undecided
 from depthgauge.frames import groups
 from depthgauge.parts import Answer
 from depthgauge.planning import along
@@ -192,11 +193,11 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
     named = replace(every, label="{net} trained at batch {batch}")
     question, other = (named.where(estimate=name) for name in ESTIMATES)
     ratios = enumerated((f"{k} {c.effect.value:.2f}" for k, c in question.read(lambda c: c).items()), 12)
-    off = sorted(c.effect.value for c in question.members.values())
+    off, said = sorted(c.effect.value for c in question.members.values()), [*question.read(agrees).values()]
     yield Sentence(
         "Predicted from the noise of the gradients along training, the critical batch size is "
         f"{' to '.join(dict.fromkeys(f'{end:.2f}' for end in (off[0], off[-1])))} times the measured one; within a "
-        f"factor of {WITHIN:g} is shown in {[*question.read(agrees).values()].count(True)} of {len(question)} cases.",
+        f"factor of {WITHIN:g} is shown in {said.count(True)} of {len(said)} cases{undecided(said)}.",
         claims=(PREDICTS.id,),
     )
     compared = enumerated((f"{c.effect.value:.2f}" for c in other.members.values()), 12)

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import stats
-from depthgauge.conditions import explained, tallied
+from depthgauge.conditions import explained, tallied, undecided
 from depthgauge.frames import params_of
 from depthgauge.models.forms import Form, by_form
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.probe.passage import by_seed, furthest, log_signals, profile, spread
+from depthgauge.probe.passage import by_seed, furthest, log_signals, middle, profile, spread
 from depthgauge.questions import Question, above, below, enumerated, every, listed, spelled
 from depthgauge.studies.gradient_flow import architecture_figures
 from depthgauge.studies.gradient_flow.architecture_figures import BATCH_NORM_GROWTH
@@ -76,8 +76,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         profiles.append(profile(own).assign(**at))
         slopes = {"forward": growth(by_seed(own, "forward")), "backward": -growth(backward)}
         forward_columns, backward_columns = (spelled(way, stats.mean(slope)) for way, slope in slopes.items())
-        size, off = {"layers": backward.shape[1], "n": len(backward)}, furthest(backward)
-        far = {"furthest": float(off["decades"].median()), "where": off["layer"].mode()[0]}
+        size = {"layers": backward.shape[1], "n": len(backward)}
+        size["without_gradient"] = int((~np.isfinite(backward)).any(axis=1).sum())
+        far = dict(zip(("furthest", "where"), middle(furthest(backward)), strict=True))
         table.append({**at, **size, **forward_columns, **backward_columns, **far})
     yield "architecture_profiles", pd.concat(profiles, ignore_index=True)
     yield "architectures", pd.DataFrame(table)
@@ -87,7 +88,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 def growth(lines: pd.DataFrame) -> np.ndarray:
-    """Slope of ln a layer toward the output, one a seed; NaN for fewer than three layers."""
+    """Slope of ln a layer toward the output, one a seed, through the finite layers; NaN for fewer than three."""
     layers = np.arange(lines.shape[1])
     return stats.slopes(layers, lines.to_numpy()).slope if len(layers) > 2 else np.full(len(lines), math.nan)
 
@@ -103,13 +104,13 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     yield pooled.table()
     answers, furthest = {}, {}
     for (model, off), answer in zip(built.items(), each.read(above).values(), strict=True):
-        decades = float(off["decades"].median())
+        decades, layer = middle(off)
         power = f"1e{decades:+.0f}" if math.isfinite(decades) else f"{10.0**decades:g}"
         left = inside[model] < len(off)
-        answers[model + f" ({power} at {off['layer'].mode()[0]})" * left] = answer
-        furthest[model] = f" ({power} of it at {off['layer'].mode()[0]})" * left
+        answers[model + f" ({power} at {layer})" * left] = answer
+        furthest[model] = f" ({power} of it at {layer})" * left
     words = {True: "it does in", False: "it leaves that range in", None: "undecided for"}
-    brackets = " (in brackets the norm furthest off, relative to the output's, and its layer)"
+    brackets = " (in brackets the norm furthest off in the middle seed, relative to the output's, and its layer)"
     why = (
         f"the gradient's norm is to stay within a factor of {10**REACH:,.0f} of that at the output: "
         f"{listed(answers, words, 20)}{brackets * any(inside[model] < len(off) for model, off in built.items())}"
@@ -170,8 +171,9 @@ def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
 def _skips_in_words(question: Question) -> str:
     effects = [comparison.effect for comparison in question.members.values()]
     if not any(math.isfinite(end) for effect in effects for end in (effect.low, effect.high)):
+        few = min(effect.n for effect in effects)
         return (
-            f"{min(effect.n for effect in effects)} seeds are too few to tell whether skip connections narrow the "
+            f"{few} {'seed is' if few == 1 else 'seeds are'} too few to tell whether skip connections narrow the "
             f"range of the gradient's norm over the layers in any of {len(question)} pairs of networks."
         )
     answers, key = list(question.read(below).values()), question.furthest
@@ -179,7 +181,7 @@ def _skips_in_words(question: Question) -> str:
     return (
         f"Skip connections narrow the gradient's range over the layers in {answers.count(True)} of {len(question)} "
         f"pairs of networks: in {question.words(key)} it is {abs(furthest):.2g} decades "
-        f"{'narrower' if furthest < 0 else 'wider'}."
+        f"{'narrower' if furthest < 0 else 'wider'}{undecided(answers, 'pairs')}."
     )
 
 
@@ -210,7 +212,8 @@ def batch_norm(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
     )  # fmt: skip
     yield Sentence(
         "Batch normalization turns a gradient that shrinks toward the input into one that grows in "
-        f"{list(turned.values()).count(True)} of {len(turned)} architectures without skip connections.",
+        f"{list(turned.values()).count(True)} of {len(turned)} architectures without skip connections"
+        f"{undecided(turned.values())}.",
         "architectures",
         (BATCH_NORM.id,),
     )
@@ -220,7 +223,8 @@ METHOD = """
 **Architectures.** Models at their small preset and PyTorch's default initialization, in training mode, on real digits;
 a module of your own as its factory makes it, on what it says it takes. The backward pass starts from a random linear
 functional of the outputs, or from the loss of your Training. The gradient is that of one example. Models of one weight
-layer are left out.
+layer are left out. A slope goes through the layers with a finite signal; *without gradient* are the seeds in which some
+layer gets none.
 """
 FIGURES = (architecture_figures.layers, architecture_figures.growths)
 PART = Part(

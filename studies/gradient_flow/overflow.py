@@ -40,7 +40,10 @@ def grids(depth: int, width: int, batch: int) -> Iterator[Grid]:
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """Losses of each format among hidden activations and their gradients, at loss scale 1; exact zeros do not count."""
+    """Losses of each format among hidden activations and their gradients, at loss scale 1; exact zeros do not count.
+
+    The pass runs in float64: in float32 what float32 loses would be gone before it could be counted.
+    """
     digits = data.load("mnist5k").train
     for case in cases:
         activation, seed = case.text("activation"), case.random_seed("seed")
@@ -48,9 +51,10 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         critical = case.text("init") == "critical"
         init: Init = gaussian(theory.critical_sigma_w(activation, 0.0)) if critical else "default"
         shape: dict[str, Any] = {"depth": case.integer("depth"), "width": case.integer("width")}
-        model = models.build("mlp", **shape, activation=activation, init=init, seed=seed).to(context.device)
+        model = models.build("mlp", **shape, activation=activation, init=init, seed=seed)
+        model, x = model.to(context.device, torch.float64), x.to(context.device, torch.float64)
         with probe.track(model, directions=DIRECTIONS, layers="hidden.*.activation") as record:
-            torch.nn.functional.cross_entropy(model(x.to(context.device)), y.to(context.device)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            torch.nn.functional.cross_entropy(model(x), y.to(context.device)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for fmt in FORMATS:
             frame = record.fractions(fmt).fillna({"under": 1.0, "over": 0.0})  # where nothing but zeros is left
             for direction, word in DIRECTIONS.items():
@@ -151,7 +155,7 @@ def underflow(overflow: pd.DataFrame) -> Any:
 
 
 METHOD = """
-**Number formats.** Exponent histograms of one pass give the exact share of every hidden layer's activations, and of the
-gradients with respect to them, that a format loses at any power-of-two loss scale.
+**Number formats.** Exponent histograms of one pass in float64 give the exact share of every hidden layer's activations,
+and of the gradients with respect to them, that a format loses at any power-of-two loss scale.
 """
 PART = Part("overflow", (SAVED,), SIZES, grids, run, analyse, (underflow,), METHOD)

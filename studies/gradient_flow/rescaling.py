@@ -102,7 +102,7 @@ def rescaled(table: pd.DataFrame) -> Iterator[Answer]:
     if kept and len(others):
         yield Sentence(
             f"Multiplying one layer by {10**least:,} and dividing the next by it leaves the output of a {kept[0]} "
-            f"network as it was, and changes the output of a {worst.activation} network by {worst.value:.0%}.",
+            f"network as it was, and changes the output of a {worst.activation} network by up to {worst.value:.0%}.",
             claims=(RESCALED.id,),
         )
 

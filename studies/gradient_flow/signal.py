@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import formats, replicas, stats, theory
-from depthgauge.conditions import tallied
+from depthgauge.conditions import tallied, undecided
 from depthgauge.frames import by_case, groups, logs, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, Reading, above, agrees, below, listed, side, spelled
@@ -183,10 +183,10 @@ def sentences(rates: Question) -> Iterator[Sentence]:
     """Say what PyTorch's default leaves of a gradient until float16 holds none of it."""
     default = {key[0]: m.effect for key, m in rates.where(init="torch", direction="backward").members.items()}
     if "relu" in default and default["relu"].high < 0:
-        rate, end = default["relu"].value, 2 * math.log(formats.get("float16").smallest_subnormal)
+        rate, end = default["relu"].value, 2 * math.log(formats.get("float16").smallest_subnormal)  # of a square
         yield Sentence(
             f"At PyTorch's default initialization a ReLU layer leaves {math.exp(rate):.0%} of the squared gradient: "
-            f"after {end / rate:.0f} layers one of size 1 is below float16's smallest number.",
+            f"after {math.ceil(end / rate)} layers one of size 1 is below float16's smallest number.",
             "pytorch_default",
             (DEFAULT.id,),
         )
@@ -194,7 +194,7 @@ def sentences(rates: Question) -> Iterator[Sentence]:
     if every:
         yield Sentence(
             f"Theory knew {every.count(True)} of {len(every)} growth rates of the gradient before the first step, "
-            f"within {MARGIN:.0%} a layer.",
+            f"within {MARGIN:.0%} a layer{undecided(every)}.",
             "phases",
             (RATE.id,),
         )

@@ -238,9 +238,9 @@ def training_map(training: pd.DataFrame, depth_scales: pd.DataFrame) -> Any:
 
 
 METHOD = """
-**Training.** Networks that differ in sigma_w and seed train on the same mini-batches. The *reach* is the depth at which
-accuracy falls through 0.5. The predicted depth scale is xi_c of Schoenholz et al. (2017), the layers over which the
-correlation of two inputs settles (sigma_b = 0). Proportional: a log-log slope of 1; a reach beyond the depths tried is
-censored.
+**Training.** Networks that differ in sigma_w alone start from the same draws and train on the same mini-batches; each
+seed has its own. The *reach* is the depth at which accuracy falls through 0.5. The predicted depth scale is xi_c of
+Schoenholz et al. (2017), the layers over which the correlation of two inputs settles (sigma_b = 0). Proportional: a
+log-log slope of 1; a reach beyond the depths tried is censored.
 """
 PART = Part("training", (DEEP, CRITICAL, SCALE), SIZES, grids, run, analyse, (training_map,), METHOD)

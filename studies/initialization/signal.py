@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 
 from depthgauge import data, drawing, replicas, stats, theory
-from depthgauge.conditions import tallied
+from depthgauge.conditions import tallied, undecided
 from depthgauge.frames import by_case, groups, layers_to_name, params_of
 from depthgauge.initialization import draw, gains, sigmas
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, enumerated, listed
+from depthgauge.questions import Question, agreed, agrees, enumerated, every, listed
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.initialization import reached
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
@@ -104,9 +104,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     against_theory, against_rest, profiles = {}, {}, []
     for key, networks in groups(params, BY):
         named = dict(zip(BY, key, strict=True))
-        for direction, every in lines.items():
+        for direction, tracks in lines.items():
             # Without the first layer, which sees pixels, and without the outputs.
-            hidden = every.loc[networks.index].dropna(axis=1, how="all").to_numpy()[:, 1:-1]
+            hidden = tracks.loc[networks.index].dropna(axis=1, how="all").to_numpy()[:, 1:-1]
             law = _law(named, direction, float(starts.loc[networks.index].mean()), hidden.shape[1])
             along = (1 if direction == "forward" else -1) * (hidden.shape[1] - 1)
             with np.errstate(invalid="ignore"):  # a signal that died has no rate
@@ -183,35 +183,40 @@ def _stabilized(steadiness: Question) -> Iterator[Answer]:
     )  # fmt: skip
     for (_, _, activation, *_), batch_norm in held.where(norm="batch", direction="backward").members.items():
         yield Sentence(
-            "Under batch norm the squared gradient grows at initialization, toward the input, by a factor of "
-            f"{math.exp(batch_norm.effect.value):.2f} a layer "
+            "Under batch norm a layer multiplies the squared gradient, toward the input, by "
+            f"{math.exp(batch_norm.effect.value):.2f} at initialization "
             f"(theory: {theory.batch_norm_growth(str(activation), BATCH):.2f}).",
             claims=(STEADY.id,),
         )
 
 
-def _keepers(steadiness: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """The schemes tried without normalization, and those of them whose rates are steady in both directions."""
+def _keepers(steadiness: pd.DataFrame) -> dict[str, bool | None]:
+    """The schemes tried without normalization, and whether their rates are steady in both directions."""
     plain = steadiness[(steadiness["norm"] == "no") & (steadiness["activation"] == steadiness["activation"].iloc[0])]
-    moving = plain.loc[~plain["answer"].isin([stats.Answer.EQUIVALENT, stats.Answer.NEGLIGIBLE]), "scheme"]
-    every = list(dict.fromkeys(plain["scheme"]))
-    return every, [scheme for scheme in every if scheme not in set(moving)]
+    return {scheme: every(map(agreed, own["answer"])) for scheme, own in groups(plain, "scheme")}
+
+
+def _told(kept: Mapping[str, bool | None], said: bool | None) -> list[str]:
+    return [scheme for scheme, answer in kept.items() if answer is said]
 
 
 def _kept(signal: pd.DataFrame, steadiness: pd.DataFrame) -> Iterator[Sentence]:
-    (every, steady), first = _keepers(steadiness), signal.iloc[0]
+    kept, first = _keepers(steadiness), signal.iloc[0]
     what = f"{first['activation']} MLP" if first["model"] == "mlp" else str(first["model"])
-    if every:
+    if kept:
+        steady = _told(kept, True)
         yield Sentence(
-            f"Through a deep {what} signal and gradient keep their size from {len(steady)} of {len(every)} "
-            f"initializations: {enumerated(steady) or 'none'}.",
+            f"Through a deep {what} signal and gradient keep their size from {len(steady)} of {len(kept)} "
+            f"initializations: {enumerated(steady) or 'none'}{undecided(kept.values())}.",
             "signal_fan",
             (STEADY.id,),
         )
 
 
 def _title(_signal: pd.DataFrame, steadiness: pd.DataFrame) -> str:
-    return f"Signal and gradient are steady from: {enumerated(_keepers(steadiness)[1], 9) or 'none of these'}"
+    kept = _keepers(steadiness)
+    left = f" (undecided: {enumerated(open_ones, 9)})" if (open_ones := _told(kept, None)) else ""
+    return f"Signal and gradient are steady from: {enumerated(_told(kept, True), 9) or 'none of these'}{left}"
 
 
 def _networks(signal: pd.DataFrame, _steadiness: pd.DataFrame) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import drawing, stats, theory
-from depthgauge.conditions import tallied
+from depthgauge.conditions import tallied, undecided
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, below
+from depthgauge.questions import Question, above, agreed, below
 from depthgauge.replicas import plain
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Sentence, Verdict
@@ -36,7 +36,6 @@ CONFIDENCE = 0.99
 ISOMETRIC = 2.0  # factor that the middle 90 % of singular values span, up to which a Jacobian is called an isometry
 KEPT = (("identity", "orthogonal"), ("tanh", "orthogonal"))  # what the claim calls isometries
 NAMES = {"identity": "linear"}
-SAME = (stats.Answer.EQUIVALENT, stats.Answer.NEGLIGIBLE)
 SIZES = sizes("seeds width", quick=(20, 128), standard=(40, 200), full=(60, 400), tiny=(8, 8))
 
 
@@ -160,8 +159,7 @@ def plot_singular_values(singular_values: pd.DataFrame) -> Any:
 
 @drawing.figure(
     "spectrum_prediction",
-    lambda spectrum: f"Of {len(_variances(spectrum))} variances of the Jacobian's squared singular values "
-    f"{_variances(spectrum)['answer'].isin(SAME).sum()} are the predicted ones within {MARGIN:.0%}",
+    lambda spectrum: _counted([agreed(answer) for answer in _variances(spectrum)["answer"]]),
     lambda spectrum: f"Measured over predicted, with 99 % intervals that hold at once, {spectrum['n'].min()} networks "
     "each; dashed: 1. Theory is that of this width for linear networks and for ReLU with Gaussian weights, else that "
     "of infinite width.",
@@ -172,6 +170,13 @@ def plot_prediction(spectrum: pd.DataFrame) -> Any:
     variance["depth"] *= variance["weights"].map({"gaussian": 0.96, "orthogonal": 1.04})  # beside each other
     axes = {"xscale": "log", "ylabel": "measured over predicted"}
     return drawing.panels(variance, "activation", drawing.estimates, at="depth", by="weights", axes=axes)
+
+
+def _counted(answers: Sequence[bool | None]) -> str:
+    return (
+        f"Of {len(answers)} variances of the Jacobian's squared singular values {answers.count(True)} are the "
+        f"predicted ones within {MARGIN:.0%}{undecided(answers)}"
+    )
 
 
 def _variances(spectrum: pd.DataFrame) -> pd.DataFrame:

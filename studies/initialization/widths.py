@@ -94,9 +94,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if len(last) > 1:
         narrow, wide = last.iloc[[0, -1]].to_dict("records")
         yield Sentence(
-            f"He's weights keep a ReLU signal on average alone: over {narrow['layer']} layers the median network of "
-            f"width {narrow['width']} keeps {math.exp(narrow['median']):.2g} of its second moment, of width "
-            f"{wide['width']} {math.exp(wide['median']):.2g}.",
+            f"He's weights keep a ReLU signal on average alone: from the first of {narrow['layer']} layers to the last "
+            f"the median network of width {narrow['width']} keeps {math.exp(narrow['median']):.2g} of its second "
+            f"moment, of width {wide['width']} {math.exp(wide['median']):.2g}.",
             "width_growth",
             (WIDTH.id,),
         )

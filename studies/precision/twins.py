@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import data, drawing, models, precision, stats
+from depthgauge.conditions import undecided
 from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, enumerated, spelled
@@ -195,12 +196,12 @@ def parted(rows: pd.DataFrame) -> Iterator[Answer]:
         f"than {ACCURACY:g}; mean distance of the accuracies, t over pairs",
     )  # fmt: skip
     key = max(further, key=lambda each: further[each]["final_distance"])
-    moved = [*accuracy.read(above).values()].count(True)
+    moved = [*accuracy.read(above).values()]
     yield Sentence(
         f"One unit in the last place of one weight moves the test accuracy by more than {100 * ACCURACY:g} point in "
-        f"{moved} of {len(accuracy)} combinations of depth and learning rate; by "
+        f"{moved.count(True)} of {len(accuracy)} combinations of depth and learning rate; by "
         f"{100 * accuracy.members[key].effect.value:.1f} at {accuracy.words(key)} "
-        f"(another seed by {100 * further[key]['between_seeds']:.1f}).",
+        f"(another seed by {100 * further[key]['between_seeds']:.1f}){undecided(moved)}.",
         claims=(REPEATABLE.id,),
     )
 

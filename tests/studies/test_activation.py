@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,17 @@ def test_theory_is_met_or_missed_and_sigmoid_s_gradient_vanishes_or_not(
         table = answers.tables["theory"].set_index("activation")
         assert table.loc["relu", "forward_gain_measured"] == pytest.approx(math.sqrt(2), rel=1e-5)
         assert table.loc["relu", "batch_norm_inf"] == pytest.approx(math.pi / (math.pi - 1))
+
+
+@pytest.mark.parametrize("value", [math.nan, 0.0])
+def test_a_moment_that_is_no_number_is_not_left_out(tidy: Tidy, value: float) -> None:
+    rows = [
+        replace(row, value=value) if (row.metric, row.case["seed"]) == ("value2", 0) else row
+        for row in field_rows({}, ("relu",))
+    ]
+    table = Answers("field", tidy(rows)).tables["deviations"].set_index("quantity")
+    assert table.loc["E[phi(z)^2]", ["n", "answer"]].tolist() == [SEEDS, "inconclusive"]
+    assert table.loc["E[phi'(z)^2]", "answer"] in ("equivalent", "different, inside the margin")
 
 
 @pytest.mark.parametrize(
@@ -352,6 +364,18 @@ def test_n16_is_what_a_hidden_layer_learns(tidy: Tidy, rate: Callable[[str, int]
     verdict = Answers("xor", tidy(xor_rows(rate))).verdicts["N16"]
     assert verdict.status is status
     assert "linear models had at most 3 right" in verdict.why
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "told"),
+    [
+        (0.5, 1.0, "2 relu units learn XOR in 10 of 20 runs, 8 in 20 of 20;"),
+        (1.0, 0.5, "8 relu units learn XOR in 10 of 20 runs;"),
+    ],
+)
+def test_a_layer_is_set_beside_a_wider_one(tidy: Tidy, narrow: float, wide: float, told: str) -> None:
+    (line,) = Answers("xor", tidy(xor_rows(lambda _, width: narrow if width == 2 else wide))).sentences
+    assert line == f"{told} a perceptron cannot."
 
 
 def test_no_line_gets_four_corners_and_a_hidden_layer_does() -> None:

@@ -178,6 +178,29 @@ def test_a_layer_without_a_finite_gradient_is_not_reached(analysed: Analysed, va
     assert f"rnn ({word} at layer4)" in found.why
 
 
+def test_a_norm_is_told_of_the_layer_that_has_it(analysed: Analysed) -> None:
+    """Of nine seeds four are furthest at the first layer, at 1e-6; each other one at another layer, without any."""
+    rows = list(network("rnn", 0.0))
+    for row in rows:
+        if row.direction == "backward":
+            seed = row.case.integer("seed")
+            row.value[seed + 2 if seed < 5 else 0] = 0.0 if seed < 5 else 1e-12  # type: ignore[index]  # an array
+    found = analysed(PART, rows)
+    (row,) = found.tables["architectures"].itertuples()
+    assert row.furthest == -math.inf
+    assert row.where in [f"layer{place}" for place in range(3, 8)]
+    assert f"rnn (0 at {row.where})" in found.verdicts["architectures"].why
+    assert row.without_gradient == 5
+
+
+def test_what_batch_normalization_turns_is_counted_among_the_decided(analysed: Analysed) -> None:
+    rows = [*network("vgg11", 0.4, norm="batch", seeds=4), *network("vgg11", -1.8, norm="none", seeds=4)]
+    assert any(
+        line.endswith("in 0 of 1 architectures without skip connections; 1 of 1 is undecided.")
+        for line in analysed(PART, rows).sentences
+    )
+
+
 def skipping(*bumps: tuple[str, float, float], seeds: int = 8) -> list[Rows]:
     """Models whose range is given without skip connections, and with them."""
     return [

@@ -271,6 +271,24 @@ def test_a_depth_scale_is_found_again(analysed: Analysed) -> None:
     assert own["q"] == pytest.approx(field.q_star, rel=0.05)
 
 
+@pytest.mark.parametrize("rate", [-1.807, -3.0, -1.1])
+def test_the_layers_to_the_end_of_float16_are_whole_ones(analysed: Analysed, rate: float) -> None:
+    """After that many layers a gradient of size 1 is below the smallest number, after one less it is not."""
+    rows = [*signal_rows("tanh", 1.2, sigma_b=0.1), *signal_rows("relu", None, rate=rate)]
+    (told,) = [line for line in analysed(signal.PART, rows).sentences if "PyTorch" in line]
+    layers = int(told.partition("after ")[2].split()[0])
+    least = formats.get("float16").smallest_subnormal
+    assert math.exp(rate * layers / 2) <= least < math.exp(rate * (layers - 1) / 2)
+
+
+def test_a_count_of_what_is_so_says_how_many_are_undecided(analysed: Analysed) -> None:
+    (few,) = analysed(signal.PART, signal_rows("tanh", 1.2, seeds=4)).sentences
+    assert few.endswith(
+        "Theory knew 0 of 1 growth rates of the gradient before the first step, within 2% a layer; 1 of 1 is undecided."
+    )
+    assert not any("undecided" in line for line in analysed(signal.PART, base()).sentences)
+
+
 def test_sigma_b_is_named_where_it_decides(analysed: Analysed) -> None:
     rows = [
         *signal_rows("relu", 2.0, rate=GROWS), *signal_rows("relu", 2.0, rate=SHRINKS, sigma_b=0.3),
@@ -411,6 +429,16 @@ def test_shares_lost_are_those_of_the_format() -> None:
     assert np.all(np.diff(deep["float16_under", "backward"]) <= 0.2)  # less is lost the nearer to the loss
     assert shallow["float16_under", "backward"].max() < 0.5
     assert math.isfinite(shallow["log2_loss_scale", None])
+
+
+def test_what_float32_loses_is_counted_too() -> None:
+    """A pass in float32 would have lost it before: its shares are 0, or 1 where nothing is left of a layer."""
+    case = Case.of({"activation": "sigmoid", "init": "default", "depth": 60, "width": 16, "batch": 8, "seed": 0})
+    under = {(row.metric, row.direction): np.asarray(row.value) for row in measure(overflow.run, [case])}
+    lost = under["float32_under", "backward"]
+    assert lost[0] == 1.0
+    assert lost[-1] == 0.0
+    assert ((lost > 0.0) & (lost < 1.0)).any()  # e^-1.96 a layer: several have gradients on both sides of 2^-150
 
 
 # -- rescaling: N08 ----------------------------------------------------------------------------------------------------

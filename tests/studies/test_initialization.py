@@ -77,6 +77,43 @@ def test_n11_asks_where_moments_are_held(tidy: Tidy, lsuv: float, normed: float,
     assert ("not steady: he (layer norm, relu, forward)" in answer.why) is (status is DEPENDS)
 
 
+@pytest.mark.parametrize("seeds", [4, SEEDS])
+def test_schemes_that_are_undecided_are_not_called_unsteady(tidy: Tidy, seeds: int) -> None:
+    """He's signal and gradient stand still, Xavier's halve; 4 seeds decide neither."""
+
+    def planted() -> Iterator[Rows]:
+        for scheme, rate in (("he", 0.0), ("xavier", -0.7)):
+            for case in Grid({"scheme": (scheme,)}, SIGNAL, seeds).cases():
+                for way, sign in (("forward", 1), ("backward", -1)):
+                    line = sign * (rate + 1e-3 * math.sin(case.integer("seed"))) * np.arange(7)
+                    yield case.rows(
+                        "log_moment", line, layer_index=np.arange(1, 8), layer=list("abcdefg"), direction=way
+                    )
+
+    found = STUDY.analyse(tidy(planted()))
+    (told,) = [answer.text for answer in found.answers if "keep their size" in getattr(answer, "text", "")]
+    title = signal._title(found.tables["signal"], found.tables["steadiness"])
+    if seeds < SEEDS:
+        assert told.endswith("from 0 of 2 initializations: none; 2 of 2 are undecided.")
+        assert title == "Signal and gradient are steady from: none of these (undecided: he, xavier)"
+    else:
+        assert told.endswith("from 1 of 2 initializations: he.")
+        assert title == "Signal and gradient are steady from: he"
+
+
+@pytest.mark.parametrize(("rate", "told"), [(0.4, "1.49"), (-0.1, "0.90")])
+def test_what_batch_norm_does_to_a_gradient_is_told_either_way(tidy: Tidy, rate: float, told: str) -> None:
+    def planted() -> Iterator[Rows]:
+        for case in Grid({"scheme": ("he",)}, {**SIGNAL, "norm": "batch"}, SEEDS).cases():
+            for way, line in (("forward", np.zeros(7)), ("backward", rate * np.arange(7)[::-1])):
+                yield case.rows("log_moment", line, layer_index=np.arange(1, 8), layer=list("abcdefg"), direction=way)
+
+    growth = theory.batch_norm_growth("relu", signal.BATCH)
+    (line,) = [answer.text for answer in STUDY.analyse(tidy(planted())).answers if hasattr(answer, "text")]
+    assert line.startswith(f"Under batch norm a layer multiplies the squared gradient, toward the input, by {told} at")
+    assert line.endswith(f" at initialization (theory: {growth:.2f}).")
+
+
 def test_the_laws_of_plain_and_normalized_signals_are_theorys() -> None:
     named = {"model": "mlp", "norm": "batch", "activation": "relu", "scheme": "he", "units": 128}
     backward = signal._law(named, "backward", 0.0, 11)

@@ -293,6 +293,12 @@ def test_depth_scales_of_relu_are_the_logarithm_of_half_its_variance(sigma_w):
     assert theory.depth_scales("relu", 2**0.5, 0.0)[1] == math.inf
 
 
+def test_a_gradient_that_never_passes_a_layer_has_a_depth_scale_of_zero():
+    """Hardshrink is flat where its signal dies out, and so is every activation between weights of 0."""
+    assert theory.depth_scales("hardshrink", 0.5, 0.0)[1] == 0.0
+    assert theory.depth_scales("tanh", 0.0, 0.1)[1] == 0.0
+
+
 def test_a_trajectory_is_computed_once_and_nobody_else_s_to_change():
     asked = ("tanh", 1.5, 0.1, 1.0, 20)
     first = theory.variance_trajectory(*asked)

@@ -42,6 +42,16 @@ def furthest(backward: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"layer": backward.columns[place], "decades": decades}, backward.index)
 
 
+def middle(off: pd.DataFrame) -> tuple[float, str]:
+    """Decades and layer of the seed in the middle of `furthest`, by distance; both are those of one network.
+
+    Of an even number it is the further of the two in the middle; what is no number counts as furthest.
+    """
+    order = off["decades"].abs().sort_values(kind="stable", na_position="last").index
+    row = off.loc[order].iloc[len(order) // 2]
+    return float(row["decades"]), str(row["layer"])
+
+
 def spread(backward: pd.DataFrame, other: pd.DataFrame) -> pd.Series[float]:
     """By seed, decades between the largest and the smallest gradient norm of the layers that both networks have."""
     common = backward.loc[:, backward.columns.isin(other.columns)]

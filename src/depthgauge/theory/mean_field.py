@@ -152,14 +152,16 @@ def depth_scales(phi: Phi, sigma_w: float, sigma_b: float) -> tuple[float, float
     """Layers over which the correlation of two inputs settles (xi_c), and the squared gradient changes by a factor e.
 
     Returns:
-        xi_c, NaN where there is no fixed point; and 1/|ln chi_1|, infinite at criticality: without a fixed point chi at
-        unit variance, as ReLU and linear layers have one chi at every variance.
+        xi_c, NaN where there is no fixed point; and 1/|ln chi_1|, infinite at criticality and 0 where no gradient
+        passes: without a fixed point chi at unit variance, as ReLU and linear layers have one chi at every variance.
     """
     try:
         field = mean_field(phi, sigma_w, sigma_b)
         slope, xi_c = field.chi_1, field.xi_c
     except NoFixedPoint:
         slope, xi_c = chi(phi, sigma_w, 1.0), math.nan
+    if slope == 0:
+        return xi_c, 0.0
     return xi_c, 1 / abs(math.log(slope)) if abs(slope - 1) > 1e-9 else math.inf
 
 
