@@ -53,19 +53,17 @@ def plan(*, model: str, threads: int, as_json: bool, **asked: Any) -> None:
         depthgauge plan my_project.nets:training --batches 64,256,1024 --steps 20000
         depthgauge plan my_project.nets:training --devices 1,8,64 --link 1e-5,1e-10
     """
-    import torch
-
     from depthgauge.isolation import stdout_to_stderr
     from depthgauge.parallel import Link, ParallelError
     from depthgauge.planning import plan as planned
+    from depthgauge.timing.conditions import pinned
     from depthgauge.workload import WorkloadError
 
     try:
         link = None if asked["link"] is None else Link.parse(asked["link"])
     except ParallelError as error:
         raise click.BadParameter(str(error), param_hint="'--link'") from error
-    torch.set_num_threads(threads)
-    with sentences():
+    with sentences(), pinned(threads):
         training = on_data(model, asked, "plan")
         try:
             with stdout_to_stderr():
