@@ -37,6 +37,37 @@ def sentence(result, code):
     return line.removeprefix("depthgauge: ")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.9999, "1 s"), (0.99949, "999 ms"), (9.9999e-4, "1 ms"), (999.7e-9, "1 us"), (5e-10, "0.5 ns"),
+        (999.4, "999 s"), (1234.5, "1,234 s"), (0.0138, "13.8 ms"),
+    ],
+)  # fmt: skip
+def test_a_duration_has_three_digits_and_no_power_of_ten(seconds, told):
+    assert answers.spelled(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"), [(1.05, "5 %"), (0.99, "-1 %"), (1.996, "100 %"), (2.5, "150 %"), (11, "1,000 %")]
+)
+def test_percents_have_no_power_of_ten(factor, told):
+    assert answers.percent(factor) == told
+
+
+@pytest.mark.parametrize(
+    ("sitting", "budget", "told"),
+    [
+        (0.01, 0.4, "an answer takes 80 ms to 400 ms: "), (0.01, 30, "an answer takes 1 to 30 s: "),
+        (0.001, 0.004, "an answer takes 8 ms at least, and there is 4 ms: --budget 1"),
+        (30, 180, "an answer takes 240 s at least, and there is 180 s: --budget 480"),
+    ],
+)  # fmt: skip
+def test_what_an_answer_takes_is_told_and_the_budget_that_is_named_is_one(sitting, budget, told, capsys):
+    importlib.import_module("depthgauge.cli.bench_ab")._expect(sitting, budget)
+    assert told in capsys.readouterr().err
+
+
 # -- ab ----------------------------------------------------------------------------------------------------------------
 
 

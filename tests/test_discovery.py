@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from depthgauge import discovery
+from depthgauge import discovery, request
 from depthgauge.cli import main
 from depthgauge.discovery import UnknownStudyError, discover, find
-from depthgauge.request import choose
+from depthgauge.request import StudyRequest, choose
 from depthgauge.study import StudyError
 from depthgauge.verdict import Claim
 
@@ -189,6 +189,34 @@ def test_a_study_in_an_inner_package_is_found_again(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     assert discovery.located(place, "one", outside=tmp_path / "run") == find("one", [place]) == found
     assert found.load().name == "one"
+
+
+def test_a_study_in_a_package_without_an_init_file_is_found_from_elsewhere(tmp_path, monkeypatch):
+    write(tmp_path / "mine_vast" / "studies" / "three.py", "three", "from mine_vast.sides import SIDES\n" + BODY)
+    (tmp_path / "mine_vast" / "sides.py").write_text("SIDES = 4\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    found = find("three", ["mine_vast.studies"])
+    root = discovery.root(found.origin)
+    assert (discovery.place(found.origin), root) == ("mine_vast.studies.three", str(tmp_path))
+    assert discovery.root("depthgauge.studies.precision") is None
+    asked = StudyRequest(found.load(), found.origin, None, ())
+    assert request.entry(asked, request.Request("quick"))["root"] == root
+    monkeypatch.chdir("/")
+    sys.path.remove(str(tmp_path))
+    sys.path_importer_cache.clear()
+    for name in [name for name in sys.modules if name.startswith("mine_vast")]:
+        del sys.modules[name]
+    with pytest.raises(UnknownStudyError, match="present place is unknown"):
+        discovery.located(found.origin, "three", outside=tmp_path / "run")
+    with pytest.raises(UnknownStudyError, match="present place is unknown"):  # nothing of the run's own folder
+        discovery.located(found.origin, "three", outside=tmp_path, root=root)
+    for odd in ("\0", "x" * 5000, "mine_vast", 7):
+        with pytest.raises(UnknownStudyError, match="present place is unknown"):
+            discovery.located(found.origin, "three", outside=tmp_path / "run", root=odd)
+    assert str(tmp_path) not in sys.path
+    assert discovery.located(found.origin, "three", outside=tmp_path / "run", root=root) == found
+    assert found.load().name == "three"
 
 
 def test_looking_runs_no_package(tmp_path, monkeypatch, capfd):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from depthgauge.folder import Folder, OddFileError
+from depthgauge.folder import Folder, OddFileError, write_whole
 
 
 @pytest.fixture
@@ -124,3 +125,20 @@ def test_a_folder_keeps_its_place_when_a_file_is_removed(folder):
     folder.remove_empty(("a", "b"))
     folder.remove_empty(("a",))
     assert folder.names() == ()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    place, link = tmp_path / "page.html", tmp_path / "links" / "page.html"
+    link.parent.mkdir()
+    link.symlink_to(place)
+    write_whole(link, b"first")
+    assert (place.read_bytes(), link.is_symlink()) == (b"first", True)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(place, b"second")
+    assert place.read_bytes() == b"first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["links", "page.html"]

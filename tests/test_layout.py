@@ -29,8 +29,8 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         (
-            "architecture conditions copies float32 folder foreign formats frames jsonfile modules nested operations"
-            " restoring seeding topics updating verdict version"
+            "architecture conditions copies digits float32 folder foreign formats frames jsonfile modules nested"
+            " operations restoring seeding topics updating verdict version"
         ),
         "data environment isolation probe reaching stats study theory trace",
         (

@@ -105,7 +105,7 @@ def place(origin: str) -> str:
     """The path of an origin, for a process that starts in another folder: that of its file or innermost package.
 
     What depthgauge or an installed distribution brings keeps its dotted name; so does what lies in a folder that is a
-    package without an `__init__.py`, whose name its path does not tell.
+    package without an `__init__.py`, whose name its path does not tell: `root` tells where it is.
     """
     module = None if origin.endswith(".py") or not foreign(origin) else modules.find(origin)
     if module is None or module.file is None:
@@ -118,6 +118,15 @@ def place(origin: str) -> str:
         return str(path)
     _, told = modules.package_of(path.parent)
     return str(path.parent) if f".{told}".endswith(f".{package}") else origin
+
+
+def root(origin: str) -> str | None:
+    """The folder from which an origin is imported whose `place` is a name of the user's own; None of any other."""
+    module = None if origin.endswith(".py") or not foreign(origin) else modules.find(origin)
+    if module is None or module.file is None or place(origin) != origin:
+        return None
+    folder = _root(module.file, origin).absolute()
+    return None if folder.name in modules.INSTALLED else str(folder)
 
 
 def _root(path: Path, module: str) -> Path:
@@ -228,16 +237,20 @@ def _meant(name: str, studies: Mapping[str, Found]) -> str:
     return f"did you mean {near[0]!r}?" if near else every
 
 
-def located(origin: object, name: str, *, outside: Path) -> Found:
+def located(origin: object, name: str, *, outside: Path, root: object = None) -> Found:
     """Find a study of that name at the origin that a run has recorded; nothing is imported.
 
-    What a run says may be anybody's word. So the place is a module, or a file or package by its absolute path, that
-    declares a study of that name, and does not lie in the folder `outside`.
+    What a run says may be anybody's word. So the place is a module, here or in the folder `root`, or a file or package
+    by its absolute path, that declares a study of that name, and does not lie in the folder `outside`.
 
     Raises:
         UnknownStudyError: there is none; the message says what to do.
     """
     path = _place(origin) if isinstance(origin, str) else None
+    if path is None and isinstance(origin, str) and isinstance(root, str) and _is_folder(root):
+        inside = Path(root).resolve().is_relative_to(outside.resolve())
+        module = None if inside else modules.find_below(Path(root), origin)
+        path = module and module.file
     if path is None or not path.exists():
         raise UnknownStudyError(
             f"the study's present place is unknown ({origin}): name its file or package by --studies"
@@ -248,6 +261,11 @@ def located(origin: object, name: str, *, outside: Path) -> Found:
         if study.name == name and not study.problem:
             return study
     raise UnknownStudyError(f"{path} declares no study {name!r}: name its file or package by --studies")
+
+
+def _is_folder(path: str | Path) -> bool:
+    """Tell whether a folder is there; a name that is too long, or no file's, is none, and no error."""
+    return os.path.isdir(path)  # noqa: PTH112 - `Path.is_dir` raises for it
 
 
 def _place(origin: str) -> Path | None:
@@ -333,7 +351,7 @@ def _in_source(source: str) -> Iterator[Found]:
     path = Path(source)
     if os.path.isfile(path) and path.suffix == ".py":  # noqa: PTH113 - a name that is too long is none, and no error
         yield from _in_file(path.resolve(), str(path.resolve()), wanted=True)
-    elif not os.path.isdir(path):  # noqa: PTH112 - likewise
+    elif not _is_folder(path):
         with contextlib.suppress(FileNotFoundError):  # the current folder may be gone
             modules.importable(Path.cwd())
         yield from _in_package(source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from depthgauge import jsonfile, stats
+from depthgauge.folder import write_whole
 from depthgauge.stats import Comparison
 from depthgauge.version import __version__
 
@@ -203,9 +203,7 @@ def _write(path: Path, seeds: Sequence[int], figures: Figures) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {name: [each if math.isfinite(each) else str(each) for each in row] for name, row in figures.items()}
     document = {"schema": SCHEMA, "versions": versions(), "seeds": list(seeds), "figures": values}
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, f"{json.dumps(document, indent=1, allow_nan=False)}\n".encode())
 
 
 def _read(path: Path) -> _Baseline:

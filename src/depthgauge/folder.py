@@ -213,6 +213,19 @@ class Folder:
             return os.open(_plain(name), flags, 0o644, dir_fd=here)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file of one's own, whole or not at all: what was there stays until all of it is on the disk.
+
+    Where the path is a link, what it leads to is written.
+
+    Raises:
+        OSError: it cannot be written, or its folder is not there.
+    """
+    place = Path(os.path.realpath(path))
+    with Folder.open(place.parent) as folder:
+        folder.write((place.name,), data)
+
+
 def _plain(name: str) -> str:
     if name in {"", ".", ".."} or "/" in name or "\0" in name:
         raise OddFileError(errno.EINVAL, f"{name!r} is no name of a file")

@@ -50,6 +50,16 @@ def find(name: str) -> Module | None:
     return module
 
 
+def find_below(root: Path, name: str) -> Module | None:
+    """The module of that dotted name in a folder, which becomes importable where it has it; None where it has not."""
+    file = root.joinpath(*name.split("."))
+    there = any(os.path.isfile(each) for each in (f"{file}.py", file / "__init__.py"))  # noqa: PTH113 - any name may come
+    if not root.is_absolute() or not there:
+        return None
+    importable(root)
+    return find(name)
+
+
 def _spec(dotted: str, part: str, package: Module | None) -> ModuleSpec | None:
     """A module's spec; below a package that is not loaded, one that says where it lies and not how it is called."""
     try:

@@ -230,6 +230,8 @@ def entry(requested: StudyRequest, request: Request) -> dict[str, object]:
         "origin": requested.origin and discovery.place(requested.origin),
         "threads": requested.study.threads,
     }
+    if requested.origin and (root := discovery.root(requested.origin)):
+        recorded["root"] = root
     if restricted := requested.restricted:
         recorded |= {"not_applicable": dict(restricted.not_applicable), "left_out": list(restricted.left_out)}
     if requested.tried:

@@ -30,6 +30,7 @@ from depthgauge.cli.report import load
 from depthgauge.cli.run import default_directory
 from depthgauge.cli.watching import both, watching
 from depthgauge.factories import Target
+from depthgauge.folder import write_whole
 from depthgauge.reports.content import Drawing, Section
 from depthgauge.reports.escaping import clean
 from depthgauge.reports.headlines import by_topic, headlines
@@ -65,7 +66,7 @@ class Picture:
         path = Path(path)
         if path.suffix not in kinds:
             raise ValueError(f"a picture is saved as .png or .svg; {path.name} ends in neither")
-        path.write_bytes(kinds[path.suffix])
+        write_whole(path, kinds[path.suffix])
         return path
 
     def _repr_png_(self) -> bytes:

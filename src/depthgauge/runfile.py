@@ -81,6 +81,7 @@ _ASKED: Mapping[str, Callable[[object], bool]] = {
     "preset": _text,
     "seeds": _none_or(_whole),
     "origin": _none_or(_text),
+    "root": _text,
     "threads": _whole,
     "not_applicable": _mapped(_text, _text),
     "left_out": _listed(_text),

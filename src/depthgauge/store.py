@@ -285,8 +285,8 @@ class Store:
             asked = [chunk.id for chunk in chunks.get(study, ())]
             if not self._knows_more(study, entry, asked):
                 self.run["request"][study], self.run["chunks"][study] = dict(entry), asked
-            elif "origin" in entry:
-                self.run["request"][study]["origin"] = entry["origin"]
+            else:
+                self.run["request"][study] |= {name: entry[name] for name in ("origin", "root") if name in entry}
         self.run["request"] = dict(sorted(self.run["request"].items()))
         with storage_errors(f"{self.directory / runfile.NAME} cannot be written"):
             self._save()

@@ -160,9 +160,10 @@ def test_titles_of_panels_are_as_wide_as_their_panels():
         assert title.get_window_extent().width <= 1.05 * axes.get_window_extent().width
 
 
-def test_names_that_touch_stand_upright():
+@pytest.mark.parametrize("name", ["layer_{}", "layer norm {}"])
+def test_names_that_touch_stand_upright_and_none_is_left_out(name):
     canvas, axis = plt.subplots(figsize=(3, 2))
-    names = [f"layer_{i}" for i in range(8)]
+    names = [name.format(i) for i in range(8)]
     axis.bar(names, range(8))
     drawing.finish(canvas)
     assert [label.get_text() for label in axis.get_xticklabels()] == names

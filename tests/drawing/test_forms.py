@@ -165,6 +165,18 @@ def test_cells_of_a_map_lie_around_their_true_places(scale):
     assert mesh.get_array().reshape(4, 3)[3, 2] == 192
 
 
+def test_a_map_keeps_what_is_not_finite_as_a_blank_in_its_place():
+    rows = pd.DataFrame([(d, s, d * s) for d in (1.0, 2.0) for s in (1.0, 2.0, 3.0)], columns=["depth", "lr", "loss"])
+    rows.loc[rows["lr"] == 2, "loss"] = np.nan  # every run of that rate
+    rows.loc[rows["lr"] * rows["depth"] == 6, "loss"] = np.inf
+    canvas = drawing.panels(rows, "", drawing.heat, x="lr", y="depth", value="loss")
+    axis = canvas.axes[0]
+    mesh = next(one for one in axis.collections if isinstance(one, QuadMesh))
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "3"]
+    assert np.ma.getmaskarray(mesh.get_array()).reshape(2, 3).tolist() == [[False, True, False], [False, True, True]]
+    assert mesh.get_clim() == (1, 3)
+
+
 def test_maps_share_one_scale_and_one_colour_bar_and_name_the_curves_over_them():
     rows = pd.DataFrame(
         [(a, d, s, d * s) for a, k in (("relu", 1), ("tanh", 9)) for d in (1, 2) for s in (k, 2 * k)],

@@ -16,6 +16,7 @@ from depthgauge.checking.against import Changes, against
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried
 from depthgauge.checking.found import Found
 from depthgauge.checking.questions import QUESTIONS
+from depthgauge.folder import write_whole
 from depthgauge.jsonfile import JsonError, conform
 from depthgauge.jsonfile import read as read_json
 from depthgauge.reports.escaping import slug
@@ -99,7 +100,7 @@ def check_place(folder: Path) -> None:
 
 def _put(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    write_whole(path, content)  # an earlier check.json may be the baseline of the next
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

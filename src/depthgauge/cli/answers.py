@@ -46,13 +46,16 @@ def as_factor(percent: float) -> float:
 
 def percent(factor: float) -> str:
     """The excess of a factor over 1, in percent."""
-    return f"{100 * (factor - 1):.2g} %"
+    excess = 100 * (factor - 1)
+    return f"{excess:,.0f} %" if abs(excess) >= 99.5 else f"{excess:.2g} %"  # two digits, and no power of ten
 
 
 def spelled(seconds: float) -> str:
-    """A duration with its unit."""
+    """A duration of three digits with the unit in which they are below 1,000; more seconds are whole."""
+    if seconds >= 999.5:
+        return f"{seconds:,.0f} s"
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
+        if float(f"{seconds:.3g}") >= size:  # as it is printed
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-9:.3g} ns"
 

@@ -171,9 +171,11 @@ def _expect(seconds: float, budget: float) -> None:
 
     least = FEWEST * seconds
     if least > budget:
-        output.say(f"an answer takes {least:.0f} s at least, and there are {budget:.0f} s: --budget {2 * least:.0f}")
-    else:
-        output.say(f"an answer takes {max(least, 1):.0f} to {budget:.0f} s: it ends as soon as it is sharp (--budget)")
+        there = f"{spelled(least)} at least, and there is {spelled(budget)}"
+        output.say(f"an answer takes {there}: --budget {math.ceil(2 * least)}")
+        return
+    between = f"{max(least, 1):.0f} to {budget:.0f} s" if budget > 1 else f"{spelled(least)} to {spelled(budget)}"
+    output.say(f"an answer takes {between}: it ends as soon as it is sharp (--budget)")
 
 
 def _spent(sitting: Sitting, number: int) -> list[Spent]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from depthgauge.cli import output
 from depthgauge.cli.answers import spelled
+from depthgauge.digits import three
 
 if TYPE_CHECKING:
     from depthgauge.timing.spending import Part, Spent
@@ -41,8 +42,8 @@ def print_why(spent: Sequence[Spent]) -> None:
 
 def _cells(part: Part) -> list[str]:
     first = part.seconds[0]
-    same = len({f"{calls:.3g}" for calls in part.calls}) == 1
-    calls = f"{part.calls[0]:.3g}" if same else ", ".join(f"{calls:.3g}" for calls in part.calls)
+    same = len({f"{three(calls)}" for calls in part.calls}) == 1
+    calls = f"{three(part.calls[0])}" if same else ", ".join(f"{three(calls)}" for calls in part.calls)
     return [*map(_duration, part.seconds), *(_signed(each - first) for each in part.seconds[1:]), calls]
 
 

@@ -8,6 +8,7 @@ something is undecided, 5 where nothing could be measured.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -84,7 +85,8 @@ def check(
         if folder is not None:
             _require(folder)
         earlier = None if baseline is None else _earlier(baseline)
-        found = _checked(name, asked, ours=model is not None)
+        with _pinned(asked["threads"]):
+            found = _checked(name, asked, ours=model is not None)
     _tell(found, earlier, as_json=as_json)
     if folder is not None:
         _write(found, folder, earlier)
@@ -111,6 +113,13 @@ def _require(folder: Path) -> None:
         check_place(folder)
 
 
+def _pinned(threads: int | None) -> contextlib.AbstractContextManager[None]:
+    """A block on so many threads; on those that there are, where none are named."""
+    from depthgauge.timing.conditions import pinned
+
+    return contextlib.nullcontext() if threads is None else pinned(threads)
+
+
 def _earlier(path: Path) -> Checked:
     from depthgauge.checking import Checked
     from depthgauge.jsonfile import JsonError
@@ -122,8 +131,6 @@ def _earlier(path: Path) -> Checked:
 
 
 def _checked(name: str, asked: dict[str, Any], *, ours: bool) -> Checked:
-    import torch
-
     from depthgauge.checking import check as ask
     from depthgauge.checking import questions
     from depthgauge.isolation import stdout_to_stderr
@@ -133,8 +140,6 @@ def _checked(name: str, asked: dict[str, Any], *, ours: bool) -> Checked:
         only = None if asked["only"] is None else [each.id for each in questions.named(asked["only"])]
     except WorkloadError as error:
         raise click.BadParameter(str(error), param_hint="'--only'") from error
-    if asked["threads"] is not None:
-        torch.set_num_threads(asked["threads"])
     output.show(f"{name}: it is being made")
     training = _made(name, asked, ours=ours)
     try:

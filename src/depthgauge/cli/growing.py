@@ -210,7 +210,7 @@ def _loaded(stored: Stored, name: str) -> Study | None:
 
     entry = stored.run["request"][name]
     try:
-        found = discovery.located(entry.get("origin"), name, outside=stored.directory)
+        found = discovery.located(entry.get("origin"), name, outside=stored.directory, root=entry.get("root"))
         study = found.load()
     except (StudyError, discovery.UnknownStudyError):
         return None

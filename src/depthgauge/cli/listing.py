@@ -18,6 +18,7 @@ import click
 from depthgauge import topics
 from depthgauge.cli import output
 from depthgauge.cli.errors import sentences
+from depthgauge.digits import three
 
 
 def _studies(sources: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -195,7 +196,7 @@ def _tell_all(sections: Mapping[str, list[dict[str, Any]]]) -> None:
 
 def _sizes(model: Mapping[str, Any]) -> str:
     return "; ".join(
-        f"{preset} {size['parameters']:,} parameters, {size['forward_flops'] / 1e6:,.3g} MFLOP forward"
+        f"{preset} {size['parameters']:,} parameters, {three(size['forward_flops'] / 1e6)} MFLOP forward"
         for preset, size in model["presets"].items()
     )
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from depthgauge.cli import output
 from depthgauge.cli.errors import sentences
 from depthgauge.cli.numbers import EXAMPLES, SEVERAL, STEPS, THREADS, WARM
 from depthgauge.cli.trainings import on_data, training_options
+from depthgauge.digits import three
 
 if TYPE_CHECKING:
     from depthgauge.planning import Plan
@@ -53,19 +55,17 @@ def plan(*, model: str, threads: int, as_json: bool, **asked: Any) -> None:
         depthgauge plan my_project.nets:training --batches 64,256,1024 --steps 20000
         depthgauge plan my_project.nets:training --devices 1,8,64 --link 1e-5,1e-10
     """
-    import torch
-
     from depthgauge.isolation import stdout_to_stderr
     from depthgauge.parallel import Link, ParallelError
     from depthgauge.planning import plan as planned
+    from depthgauge.timing.conditions import pinned
     from depthgauge.workload import WorkloadError
 
     try:
         link = None if asked["link"] is None else Link.parse(asked["link"])
     except ParallelError as error:
         raise click.BadParameter(str(error), param_hint="'--link'") from error
-    torch.set_num_threads(threads)
-    with sentences():
+    with sentences(), pinned(threads):
         training = on_data(model, asked, "plan")
         try:
             with stdout_to_stderr():
@@ -99,10 +99,10 @@ def _print(found: Plan) -> None:
     for row in found.rows:
         rate = row.factor if math.isnan(found.rate) else row.rate
         table.add_row(
-            f"{row.batch:,}", f"{row.devices}{' *' * row.extrapolated}", _bracket(row.steps, ",.0f"),
-            _bracket(row.examples, ",.0f"), _bracket(row.seconds, ".3g"),
-            *(_bracket(row.device_hours, ".3g") for _ in hours),
-            ("x " if math.isnan(found.rate) else "") + _bracket(rate, ".3g"),
+            f"{row.batch:,}", f"{row.devices}{' *' * row.extrapolated}", _bracket(row.steps, _whole),
+            _bracket(row.examples, _whole), _bracket(row.seconds),
+            *(_bracket(row.device_hours) for _ in hours),
+            ("x " if math.isnan(found.rate) else "") + _bracket(rate),
             "" if math.isnan(row.memory) else f"{row.memory / 2**20:,.1f}",
         )  # fmt: skip
     output.tell_table(table)
@@ -115,12 +115,16 @@ def _print(found: Plan) -> None:
         output.tell(output.plain(note))
 
 
-def _bracket(estimate: Estimate, spec: str) -> str:
+def _bracket(estimate: Estimate, spell: Callable[[float], str] = three) -> str:
     if math.isnan(estimate.value):
         return ""
     if math.isnan(estimate.low) or estimate.low == estimate.high:
-        return format(estimate.value, spec)
-    return f"{estimate.value:{spec}} [{estimate.low:{spec}}, {estimate.high:{spec}}]"
+        return spell(estimate.value)
+    return f"{spell(estimate.value)} [{spell(estimate.low)}, {spell(estimate.high)}]"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 def _as_dict(found: Plan) -> dict[str, Any]:

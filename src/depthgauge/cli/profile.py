@@ -129,12 +129,14 @@ def profile(
         )
     if click.get_current_context().get_parameter_source("preset") is not ParameterSource.DEFAULT:
         _check_presets(models)
+    from depthgauge.timing.conditions import pinned
+
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns of memory that is older than the trace
     with sentences():
         _check_place(out)
         settings = [_valid({"model": model, **setting}, asked) for model in dict.fromkeys(models)]
         for one in settings:
-            with float32.multiplied(tf32=one["dtype"] == "tf32"):
+            with float32.multiplied(tf32=one["dtype"] == "tf32"), pinned(int(one["threads"])):
                 _measure(one, asked, seconds, out)
         render_profiles(out)
 
@@ -171,15 +173,12 @@ def _valid(setting: Setting, asked: Input | None) -> Setting:
 
 
 def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -> None:
-    import torch
-
     from depthgauge.isolation import stdout_to_stderr
     from depthgauge.profiling import ProfileError, capture
     from depthgauge.roofline import ceilings
     from depthgauge.store import storage_errors
 
     name, device = str(setting["model"]), str(setting["device"])
-    torch.set_num_threads(int(setting["threads"]))
     training = _training(setting, asked)
     with storage_errors(f"the profile cannot be written to {out}"):
         (out / "profiles").mkdir(parents=True, exist_ok=True)

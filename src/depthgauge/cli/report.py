@@ -47,20 +47,16 @@ def report(directories: tuple[Path, ...], out: Path | None, sources: tuple[str, 
     with sentences():
         profiled = [directory for directory in directories if not _holds_run(directory)]
         if profiled:
-            if len(directories) > 1 or out:
-                raise click.UsageError(f"{profiled[0]} holds profiles, which are rendered alone and in their place")
-            from depthgauge.cli.profile import render_profiles
-
-            render_profiles(profiled[0])
+            _render_profiles(profiled[0], directories, out, sources)
+            if opened:
+                ending.show(profiled[0] / "report" / "index.html")
             return
         from depthgauge.store import read, storage_errors
 
         runs = [read(directory) for directory in directories]
         where = out or directories[0]
         with storage_errors(f"the report of {where} cannot be written"):
-            _render(runs, out, sources)
-        if opened:
-            ending.show(where / "report" / "index.html")
+            _render(runs, out, sources, opened=opened)
 
 
 def _holds_run(directory: Path) -> bool:
@@ -73,12 +69,24 @@ def _holds_run(directory: Path) -> bool:
         return True
     if os.path.isdir(directory / "profiles"):  # noqa: PTH112 - a name too long is none, and no error
         return False
-    is_folder = os.path.isdir(directory)  # noqa: PTH112 - likewise
-    why = "it holds no run.json and no profiles/" if is_folder else "there is no such directory"
+    why = "there is no such directory"
+    if os.path.lexists(directory):
+        is_folder = os.path.isdir(directory)  # noqa: PTH112 - likewise
+        why = "it holds no run.json and no profiles/" if is_folder else "it is a file; name the directory of the run"
     raise click.UsageError(f"{directory} holds neither a run nor profiles: {why}{nearest(directory)}")
 
 
-def _render(runs: Sequence[Stored], out: Path | None, sources: Sequence[str]) -> None:
+def _render_profiles(directory: Path, directories: Sequence[Path], out: Path | None, sources: Sequence[str]) -> None:
+    from depthgauge.cli.profile import render_profiles
+
+    if len(directories) > 1 or out:
+        raise click.UsageError(f"{directory} holds profiles, which are rendered alone and in their place")
+    if sources:
+        raise click.UsageError(f"{directory} holds profiles, to which no study belongs: leave --studies out")
+    render_profiles(directory)
+
+
+def _render(runs: Sequence[Stored], out: Path | None, sources: Sequence[str], *, opened: bool) -> None:
     from depthgauge.joining import asked, join
     from depthgauge.runfile import left_out
 
@@ -92,7 +100,7 @@ def _render(runs: Sequence[Stored], out: Path | None, sources: Sequence[str]) ->
         studies |= load(stored, stored.studies, sources)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    render(joined, studies, _examined(joined, studies) if out is None and not sources else None)
+    render(joined, studies, _examined(joined, studies) if out is None and not sources else None, opened=opened)
 
 
 def _examined(stored: Stored, studies: Mapping[str, Study]) -> dict[str, Section]:
@@ -125,7 +133,9 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
     for name in names:
         entry = stored.run["request"][name]
         try:
-            study = every.get(name) or discovery.located(entry.get("origin"), name, outside=stored.directory)
+            study = every.get(name) or discovery.located(
+                entry.get("origin"), name, outside=stored.directory, root=entry.get("root")
+            )
             studies[name] = study.load()
         except (StudyError, discovery.UnknownStudyError) as error:
             output.say(f"{name}: {error}")
@@ -135,13 +145,16 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
     return studies
 
 
-def render(stored: Stored, studies: Mapping[str, Study], kept: Mapping[str, Section] | None = None) -> None:
+def render(
+    stored: Stored, studies: Mapping[str, Study], kept: Mapping[str, Section] | None = None, *, opened: bool = False
+) -> None:
     """Write the report, and print what was found and the places of index.html and report.md.
 
     Args:
         stored: the run.
         studies: its studies.
         kept: those that are examined already.
+        opened: show the page in a browser, also where a study's part of it is not complete.
 
     Raises:
         click.ClickException: a study's part of the report is not complete, and the rest is written; or nothing is,
@@ -161,5 +174,7 @@ def render(stored: Stored, studies: Mapping[str, Study], kept: Mapping[str, Sect
     finally:
         output.show("")
     ending.tell(path, [*sections.values()])
+    if opened:
+        ending.show(path.with_name("index.html"))
     if problem:
         raise click.ClickException(str(problem)) from problem

@@ -139,9 +139,7 @@ def _run(options: Options) -> None:
         from depthgauge.store import storage_errors  # with pandas: not before the first line
 
         with _resumable(out), storage_errors(f"the report of {out} cannot be written"):
-            _report(outcome, options.sources, kept)
-        if options.opened and not kept:
-            ending.show(out / "report" / "index.html")
+            _report(outcome, options.sources, kept, opened=options.opened and not kept)
         if options.profiled:
             _trace(outcome, request.device)
     if not outcome.rows:
@@ -268,7 +266,7 @@ def _trace(outcome: Outcome, device: str) -> None:
         raise click.ClickException(str(error)) from error
 
 
-def _report(outcome: Outcome, sources: Sequence[str], kept: Mapping[str, Section]) -> None:
+def _report(outcome: Outcome, sources: Sequence[str], kept: Mapping[str, Section], *, opened: bool) -> None:
     """Report on all studies in the directory, those of earlier runs included."""
     from depthgauge import code
 
@@ -278,4 +276,4 @@ def _report(outcome: Outcome, sources: Sequence[str], kept: Mapping[str, Section
         except code.ChangedError:
             output.say(f"{name}: its code changed during the run; rows and report come from the earlier code")
     earlier = [name for name in outcome.stored.studies if name not in outcome.studies]
-    render(outcome.stored, {**load(outcome.stored, earlier, sources), **outcome.studies}, kept)
+    render(outcome.stored, {**load(outcome.stored, earlier, sources), **outcome.studies}, kept, opened=opened)

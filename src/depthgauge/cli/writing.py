@@ -21,15 +21,16 @@ def check_page(path: Path) -> None:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page, and the folders above it.
+    """Write a page, whole or not at all, and the folders above it.
 
     Raises:
         click.UsageError: as `check_page`.
-        StorageError: it cannot be written.
+        StoreError: it cannot be written.
     """
+    from depthgauge.folder import write_whole
     from depthgauge.store import storage_errors
 
     check_page(path)
     with storage_errors(f"the page cannot be written to {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode())
+        write_whole(path, text.encode())

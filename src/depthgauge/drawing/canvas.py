@@ -259,7 +259,7 @@ def _thin(axis: Any, *, upright: bool) -> bool:
     spans.sort(key=lambda span: span[0].y0 if upright else span[0].x0)
     ends = [(box.y0, box.y1) if upright else (box.x0 - 2, box.x1 + 2) for box, _, _ in spans]
     every = next(k for k in range(1, len(ends) + 2) if all(a[1] < b[0] for a, b in pairwise(ends[::k])))
-    if every > 1 and any(text.isidentifier() for _, _, text in spans):
+    if every > 1 and any(text[:1].isalpha() or text.isidentifier() for _, _, text in spans):  # names: none may lack
         axis.set_tick_params(rotation=0 if upright else 90)
     elif every > 1:
         axis.set_ticks([place for _, place, _ in spans[::every]], [text for _, _, text in spans[::every]])

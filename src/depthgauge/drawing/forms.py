@@ -160,8 +160,8 @@ def ladder(
 ) -> None:  # fmt: skip
     """Draw censored times to a target, a row a name, sorted: a dot a run, the median, hollow triangles at the budget.
 
-    A run with `reached` 0 had not got there when its budget was spent; the triangle counts such runs. The median is
-    drawn where more than half of the runs arrived.
+    A run with `reached` 0 had not got there when its budget was spent; the triangle counts such runs. The median (of an
+    even number of runs the lower) is drawn where at least half of the runs arrived.
     """
     rows = ranked(rows, ladder, {"at": at, "steps": steps})
     places = _rows(axis, rows, at)
@@ -195,10 +195,13 @@ def ladder(
 def heat(
     axis: Any, rows: pd.DataFrame, x: str, y: str, value: str, *, over: pd.DataFrame | None = None, line: str = "line"
 ) -> None:
-    """Draw a map, each cell around its true place, and the curves of `over` (columns x, y, `line`: its name) on it."""
+    """Draw a map, each cell around its true place, and the curves of `over` (columns x, y, `line`: its name) on it.
+
+    A cell whose value is not finite stays blank.
+    """
     from matplotlib.patheffects import withStroke  # noqa: PLC0415 -- drawing is imported by who draws nothing
 
-    grid = rows.pivot_table(index=y, columns=x, values=value)
+    grid = rows.dropna(subset=[x, y]).pivot_table(index=y, columns=x, values=value, dropna=False)  # NaN is a blank cell
     edges = [_edges(places.to_numpy(float), scale) for places, scale in (
         (grid.columns, axis.get_xscale()), (grid.index, axis.get_yscale()))]  # fmt: skip
     axis.pcolormesh(*edges, grid.to_numpy(float), cmap=SEQUENTIAL, rasterized=True, shading="flat")
@@ -223,8 +226,9 @@ def colour_bar(canvas: Any, value: str) -> None:
     meshes = [mesh for axis in canvas.axes for mesh in axis.collections if isinstance(mesh, QuadMesh)]
     if meshes:
         values = np.concatenate([np.ravel(np.asarray(mesh.get_array(), float)) for mesh in meshes])
-        for mesh in meshes:
-            mesh.set_clim(np.nanmin(values), np.nanmax(values))
+        values = values[np.isfinite(values)]  # of an infinity the scale would be all
+        for mesh in meshes if len(values) else ():
+            mesh.set_clim(values.min(), values.max())
         canvas.colorbar(meshes[0], ax=canvas.axes, label=label(value), pad=0.02)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
+from depthgauge.digits import three
 from depthgauge.questions import spelled
 from depthgauge.stats import Estimate
 
@@ -40,7 +41,7 @@ class Point:
     @property
     def told(self) -> str:
         """The scale, or its lower end where the data leave open whether there is a signal."""
-        return f"{self.scale:.3g}" if 0 < self.scale < math.inf else f"{self.low:.3g} or more"
+        return three(self.scale) if 0 < self.scale < math.inf else f"{three(self.low)} or more"
 
 
 @dataclass(frozen=True)
@@ -161,18 +162,18 @@ class Plan:
         if not self.decided:
             used = max(point.examples for point in self.points)
             return (
-                f"{lead}: undecided, multiply the learning rate by a factor between {row.factor.low:.3g} and "
-                f"{row.factor.high:.3g}; the gradient noise scale is {self.critical.low:.3g} examples or more, with no "
-                f"upper end, and a measurement from more examples than {used:,} would decide it"
+                f"{lead}: undecided, multiply the learning rate by a factor between {three(row.factor.low)} and "
+                f"{three(row.factor.high)}; the gradient noise scale is {three(self.critical.low)} examples or more, "
+                f"with no upper end, and a measurement from more examples than {used:,} would decide it"
             )
-        bounds = f"{row.factor.value:.3g} [{row.factor.low:.3g}, {row.factor.high:.3g}]"
+        bounds = f"{three(row.factor.value)} [{three(row.factor.low)}, {three(row.factor.high)}]"
         near = abs(math.log(row.factor.value / linear)) < 0.05 * abs(math.log(linear))
-        against = f", nearly {NAMED[self.rule]}," if near else f", not by {linear:.3g},"
-        given = "" if math.isnan(self.rate) else f" if {self.rate:.3g} is the best rate at batch {self.present:,},"
+        against = f", nearly {NAMED[self.rule]}," if near else f", not by {three(linear)},"
+        given = "" if math.isnan(self.rate) else f" if {three(self.rate)} is the best rate at batch {self.present:,},"
         return f"{lead}, multiply the learning rate by {bounds}{against}{given} as {self._why(row)}"
 
     def _why(self, row: Row) -> str:
-        scale = f"{self.critical.value:.3g} [{self.critical.low:.3g}, {self.critical.high:.3g}]"
+        scale = f"{three(self.critical.value)} [{three(self.critical.low)}, {three(self.critical.high)}]"
         first, last = self.points[0], self.points[-1]
         way = f" ({first.told} at first, {last.told} after {last.step:,} steps)" if last.step else ""
         steps = f"{row.steps.value:,.0f} [{row.steps.low:,.0f}, {row.steps.high:,.0f}]"
@@ -181,8 +182,8 @@ class Plan:
         took = ""
         if now is not None and math.isfinite(seconds.value + now.seconds.value):
             there = f" on {row.devices:,} devices" if row.devices > 1 else ""
-            took = f" and {seconds.value:.3g} [{seconds.low:.3g}, {seconds.high:.3g}] s{there}"
-            took += f" in place of {now.seconds.value:.3g} s{' on one' if there else ''}"
+            took = f" and {three(seconds.value)} [{three(seconds.low)}, {three(seconds.high)}] s{there}"
+            took += f" in place of {three(now.seconds.value)} s{' on one' if there else ''}"
         return (
             f"the gradient noise scale along the training is {scale} examples{way}: {steps} steps in place of "
             f"{self.steps:,} ({self.steps * self.present / row.batch:,.0f} in proportion){took}"
@@ -229,4 +230,4 @@ class Plan:
 
 
 def _ends(estimate: Estimate) -> str:
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+    return f"{three(estimate.value)} [{three(estimate.low)}, {three(estimate.high)}]"

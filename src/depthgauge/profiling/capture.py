@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from depthgauge import environment, float32, jsonfile, nested
+from depthgauge.folder import write_whole
 from depthgauge.jsonfile import JsonError, NoFileError, conform
 from depthgauge.operations import Operation, counting, stored
 from depthgauge.profiling.turns import Turns, measure
@@ -78,9 +79,8 @@ class Capture:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"schema": 1, **asdict(self)}
         content["operations"] = [list(asdict(operation).values()) for operation in self.operations]
-        beside = path.with_suffix(".new")
-        beside.write_text(json.dumps(content, allow_nan=False, separators=(",", ":")), encoding="utf-8")
-        return beside.replace(path)
+        write_whole(path, json.dumps(content, allow_nan=False, separators=(",", ":")).encode())
+        return path
 
     @staticmethod
     def read(path: Path) -> Capture:

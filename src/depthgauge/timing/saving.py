@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from depthgauge.folder import write_whole
 from depthgauge.timing.expected import BESIDE, TOOK, expected
 
 
@@ -75,7 +76,7 @@ class AsTheyFinish:
             config=self._config, benchmarks=finished, include_data=True, **self._about
         )
         hook.pytest_benchmark_update_json(config=self._config, benchmarks=finished, output_json=report)
-        _write(self._place(), json.dumps(report, indent=4, default=str).encode())
+        write_whole(self._place(), json.dumps(report, indent=4, default=str).encode())
 
     def pytest_terminal_summary(self) -> None:
         """Comes after pytest-benchmark has stored the run."""
@@ -95,13 +96,3 @@ class AsTheyFinish:
             self._path = (folder or Path.cwd() / ".benchmarks") / self._name
         self._path.parent.mkdir(parents=True, exist_ok=True)
         return self._path
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: beside, to the disk, renamed."""
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
