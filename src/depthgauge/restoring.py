@@ -103,8 +103,7 @@ def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
             now.update(before)
         with torch.no_grad():
             for buffer, value in values:
-                target = unrepeated(buffer.data)
-                target.copy_(value[tuple(map(slice, target.shape))])
+                _write(buffer.data, value)
 
 
 def _unassign(part: nn.Module, before: dict[str, Any]) -> None:
@@ -202,11 +201,8 @@ class Snapshot:
             tensor.grad = None  # its format may be another than the tensor's until both are put back
         if (tensor.dtype, tensor.device, tensor.shape) != (value.dtype, value.device, value.shape):
             tensor.data = value
-        elif tensor.layout is not torch.strided:
-            tensor.copy_(value)
-        elif not torch.equal(tensor, value):
-            target = unrepeated(tensor)
-            target.copy_(value[tuple(map(slice, target.shape))])
+        elif tensor.layout is not torch.strided or not torch.equal(tensor, value):
+            _write(tensor, value)
         if tensor.requires_grad != self.requires_grad:
             tensor.requires_grad_(self.requires_grad)
         if self.gradient is not None:
@@ -214,8 +210,15 @@ class Snapshot:
             tensor.grad = self.gradient.tensor
 
 
+def _write(tensor: Tensor, value: Tensor) -> None:
+    target = unrepeated(tensor)
+    target.copy_(value if target is tensor else value[tuple(map(slice, target.shape))])
+
+
 def unrepeated(tensor: Tensor) -> Tensor:
     """A tensor without the repetitions of an expanded one, which share memory; itself where there are none."""
+    if tensor.layout is not torch.strided:
+        return tensor
     for dim, (length, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if length > 1 and not stride:
             tensor = tensor.narrow(dim, 0, 1)
