@@ -229,7 +229,9 @@ def _together(stack: Stack, inputs: Tensor) -> _Tried:
 
 
 def _alone(stack: Stack, inputs: Tensor) -> _Tried:
-    outs, found, buffers = [], [], []
+    outs: list[Tensor] = []
+    found: list[dict[int, Tensor]] = []
+    buffers: list[dict[str, Tensor]] = []
     for row, x in enumerate(inputs):
         module = stack.module(row).to(inputs.device)
         out = scores(module(x))

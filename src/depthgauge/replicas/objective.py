@@ -102,11 +102,12 @@ class Objective:
     def _each(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Losses (R,) of a function of the user's: in one call, or one after another where it looks at its numbers."""
         try:
-            return torch.func.vmap(self.single)(outputs, targets)
+            losses: Tensor = torch.func.vmap(self.single)(outputs, targets)
         except RuntimeError as error:
             if "randomness" in str(error):  # draws that no seed of a replica decides
                 raise
             return torch.stack([self.single(own, y) for own, y in zip(outputs, targets, strict=True)])
+        return losses
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Fraction of right classes (R,) of R models, in 32 bits at least; None where outputs are no scores."""
