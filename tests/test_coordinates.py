@@ -129,3 +129,11 @@ def test_what_a_user_can_get_wrong_is_one_sentence(make: Any, arguments: dict[st
     with pytest.raises(WorkloadError) as raised:
         depthgauge.coordinate_check(make, **arguments)
     assert told in str(raised.value)
+
+
+def test_an_optimizer_that_takes_a_closure_is_stepped() -> None:
+    def make(width: int) -> Training:
+        plain = factory(lambda _: 1e-3)(width)
+        return Training(plain.model, plain.batches, plain.loss, torch.optim.LBFGS(plain.model.parameters(), max_iter=1))
+
+    assert all(value > 0 for value in coordinates.changes(make, 16, seed=0, steps=1).values())

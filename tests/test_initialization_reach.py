@@ -347,3 +347,55 @@ def test_half_precision_comes_back_as_it_was_set() -> None:
 def test_many_layers_are_told_shortly() -> None:
     model = nn.Sequential(*(nn.Embedding(2, 2) for _ in range(5)), nn.Linear(2, 2))
     assert str(initialization.reach(model)) == "reaches 1 of 6 weight layers: not 0, 1, 2 and 2 more (an embedding)"
+
+
+def test_the_bias_beside_a_tied_weight_is_zeroed_too() -> None:
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5))
+    model[2].weight = model[0].weight
+    initialization.apply(model, "he")
+    assert not model[0].bias.any()
+    assert not model[2].bias.any()
+    initialization.apply(model, "lsuv", batch=torch.randn(64, 5))  # the tied layer is the first one's
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0)])
+@pytest.mark.parametrize("scheme", ["he", "xavier_uniform", "orthogonal", "delta_orthogonal", "constant"])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_weights_without_numbers_are_left(sizes: tuple[int, int], scheme: str) -> None:
+    initialization.apply(nn.Linear(*sizes), scheme)
+
+
+def test_a_gain_of_a_model_without_weights_is_none() -> None:
+    initialization.apply(nn.Sequential(nn.ReLU()), initialization.at_gain(2.0))
+
+
+def test_complex_weights_are_left_as_complex() -> None:
+    assert "complex, held as complex64" in str(initialization.reach(nn.Linear(3, 3, dtype=torch.complex64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lsuv_sees_outputs_before_what_works_in_place(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(inplace=True), nn.Linear(64, 4)).to(dtype)
+    batch = torch.randn(512, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    initialization.apply(model, "lsuv", batch=batch)
+    assert model[0](batch).var(correction=0).item() == pytest.approx(1.0, abs=2e-3)
+
+
+def test_modules_are_drawn_anew_from_the_inside_out() -> None:
+    """As they are built: an outer reset has the last word."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(50, 50)
+            self.reset_parameters()
+
+        def reset_parameters(self) -> None:
+            nn.init.normal_(self.inner.weight, std=1e-3)
+
+    model = nn.Sequential(Small(), nn.MultiheadAttention(8, 2))
+    nn.init.ones_(model[1].in_proj_weight)
+    initialization.draw(model, torch.Generator().manual_seed(0), "default", "relu", torch.randn(4, 50))
+    assert model[0].inner.weight.std().item() == pytest.approx(1e-3, rel=0.1)
+    assert model[1].in_proj_weight.abs().max().item() < 1
+    assert not model[1].out_proj.bias.any()

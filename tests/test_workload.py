@@ -698,3 +698,21 @@ def test_an_update_hands_a_closure_to_an_optimizer_that_takes_one() -> None:
     before = training.value(batch).item()
     training.update(batch)
     assert training.value(batch).item() < before
+
+
+def test_a_loss_that_is_a_module_without_parts_is_the_loss() -> None:
+    """Which is false where truth is asked for, as every empty container."""
+
+    class Square(nn.ModuleDict):
+        def forward(self, model: nn.Module, batch: Any) -> torch.Tensor:
+            return model(batch[0]).square().mean()
+
+    model, batch = nn.Linear(3, 2), (torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))
+    assert torch.equal(Training(model, [batch], Square()).value(batch), model(batch[0]).square().mean())
+
+
+def test_drawn_labels_follow_the_scores_to_their_device() -> None:
+    loss = DrawnLabels(torch.Generator().manual_seed(0))
+    batch = Inputs((torch.ones(4, 3),))
+    assert loss(nn.Linear(3, 2), batch).device.type == "cpu"
+    assert loss(nn.Linear(3, 2, device="meta"), batch.to("meta")).device.type == "meta"

@@ -44,6 +44,30 @@ def _sources(module: nn.Module) -> Iterable[nn.Parameter]:
             yield from own_parameters(inner).values()
 
 
+RESETS = ("reset_parameters", "_reset_parameters")
+"""Methods by which torch's modules, and those of others, draw their own parameters anew."""
+
+
+def reset(module: nn.Module) -> None:
+    """Have every part of a module draw its parameters anew, inner parts first, as when it was built.
+
+    An outer part may change what the inner ones drew: attention zeroes the bias of its last layer.
+    """
+    for part in _inner_first(module, set()):
+        for name in RESETS:
+            if callable(getattr(part, name, None)):
+                getattr(part, name)()
+
+
+def _inner_first(module: nn.Module, seen: set[nn.Module]) -> Iterable[nn.Module]:
+    if module in seen:
+        return
+    seen.add(module)
+    for child in module.children():
+        yield from _inner_first(child, seen)
+    yield module
+
+
 def unmade(parameter: nn.Parameter) -> bool:
     """Tell whether a lazy layer has yet to make the parameter, so that it has no dimensions."""
     return hasattr(parameter, "materialize")

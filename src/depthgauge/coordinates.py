@@ -216,10 +216,10 @@ def changes(make: Callable[[int], Training], width: int, seed: int, steps: int) 
             for _, each in zip(range(steps), training.stream(), strict=False):
                 clear(training.optimizer)
                 training.value(each).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                training.optimizer.step()
+                training.update(each)
             after = _outputs(training, batch)
     found = {
-        name: float((after[name] - value).double().square().mean().sqrt())
+        name: float((after[name].double() - value.double()).square().mean().sqrt())
         for name, value in before.items()
         if name in after
     }

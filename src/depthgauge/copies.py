@@ -23,11 +23,16 @@ class _Detaching(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def copied(module: _Module) -> _Module:
+def copied(module: _Module, *, own_tensors: bool = True) -> _Module:
     """A deep copy of a module; tensors that it has computed and kept, wherever it holds them, lose their graph.
+
+    Args:
+        module: it stays as it is.
+        own_tensors: whether parameters and buffers are copied, too; else the copy holds the module's own.
 
     Raises:
         Exception: what else the module holds cannot be copied.
     """
+    shared = [] if own_tensors else [*module.parameters(), *module.buffers()]
     with _Detaching():
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, {id(each): each for each in shared})

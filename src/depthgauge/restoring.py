@@ -85,6 +85,27 @@ def restored(
                 snapshot.restore()
 
 
+@contextmanager
+def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Undo what the block does to buffers, such as running statistics, also where it puts others in their places.
+
+    Values that are written back count as no change for graphs that the block has made.
+    """
+    parts = [each for module in modules for each in module.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    places = [(each._buffers, dict(each._buffers)) for each in parts]
+    held = {id(each): each for module in modules for each in module.buffers()}
+    values = [(each, each.detach().clone()) for each in held.values()]
+    try:
+        yield
+    finally:
+        for now, before in places:
+            now.clear()
+            now.update(before)
+        with torch.no_grad():
+            for buffer, value in values:
+                _write(buffer.data, value)
+
+
 def _unassign(part: nn.Module, before: dict[str, Any]) -> None:
     """Undo that a plain attribute, such as None, became a layer or a parameter, or one of these a plain attribute."""
     now = vars(part)
@@ -180,11 +201,8 @@ class Snapshot:
             tensor.grad = None  # its format may be another than the tensor's until both are put back
         if (tensor.dtype, tensor.device, tensor.shape) != (value.dtype, value.device, value.shape):
             tensor.data = value
-        elif tensor.layout is not torch.strided:
-            tensor.copy_(value)
-        elif not torch.equal(tensor, value):
-            target = _once(tensor)
-            target.copy_(value[tuple(map(slice, target.shape))])
+        elif tensor.layout is not torch.strided or not torch.equal(tensor, value):
+            _write(tensor, value)
         if tensor.requires_grad != self.requires_grad:
             tensor.requires_grad_(self.requires_grad)
         if self.gradient is not None:
@@ -192,8 +210,15 @@ class Snapshot:
             tensor.grad = self.gradient.tensor
 
 
-def _once(tensor: Tensor) -> Tensor:
-    """Without the repetitions of an expanded tensor, which share memory."""
+def _write(tensor: Tensor, value: Tensor) -> None:
+    target = unrepeated(tensor)
+    target.copy_(value if target is tensor else value[tuple(map(slice, target.shape))])
+
+
+def unrepeated(tensor: Tensor) -> Tensor:
+    """A tensor without the repetitions of an expanded one, which share memory; itself where there are none."""
+    if tensor.layout is not torch.strided:
+        return tensor
     for dim, (length, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if length > 1 and not stride:
             tensor = tensor.narrow(dim, 0, 1)

@@ -276,7 +276,8 @@ class Training:
         given = nested.copied(batch, copy_of) if self._writes in ([], [True]) else nested.copied(batch)
         tensors = [] if self._writes else nested.held(given)
         before = [version(each) for each in tensors]
-        value = (self.loss or default_loss)(model or self.model, given)
+        loss = default_loss if self.loss is None else self.loss  # a module without parts is false
+        value = loss(self.model if model is None else model, given)
         if not isinstance(value, Tensor):
             raise WorkloadError(f"the loss is a {type(value).__name__}, where a tensor of one number was expected")
         if value.numel() != 1:
@@ -444,6 +445,5 @@ class DrawnLabels:
             return values.square().mean()
         values = values.reshape(-1, values.shape[-1])
         if self._labels is None or len(self._labels) != len(values):
-            drawn_labels = torch.randint(values.shape[-1], (len(values),), generator=self._generator)
-            self._labels = drawn_labels.to(values.device)
-        return nn.functional.cross_entropy(values, self._labels)
+            self._labels = torch.randint(values.shape[-1], (len(values),), generator=self._generator)
+        return nn.functional.cross_entropy(values, self._labels.to(values.device))

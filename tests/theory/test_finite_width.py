@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from depthgauge import theory
+from depthgauge.theory.expectation import moments
 
 
 def agrees(sample, mean, variance, errors=5.0):
@@ -217,3 +218,29 @@ def test_signal_law_of_what_overflows_is_unknown_there():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_signal_along_a_jump_has_no_part_of_the_jump():
+    """E[h phi phi'] of h where h > 1/2 and 0 elsewhere is E[h^2; h > 1/2]; the variance's rate has the jump's part."""
+    q = np.array([0.3, 1.7])
+    found = moments(theory.activation(torch.nn.Threshold(0.5, 0.0)), q)
+    np.testing.assert_allclose(found.along, found.value2, rtol=1e-12)
+    density = np.exp(-(0.5**2) / (2 * q)) / np.sqrt(2 * np.pi * q)
+    np.testing.assert_allclose(found.value2_rate, found.along / q + 0.5**3 * density / (2 * q), rtol=1e-7)
+
+
+@pytest.mark.parametrize(("sigma_w", "sigma_b", "known"), [(1.5, 0.5, True), (1.3, 0.3, False)])
+def test_signal_law_behind_jumps_is_right_or_unknown(sigma_w, sigma_b, known):
+    """Where the gradient turns toward the signal, the first order would be 217 nats, where mean field has -15."""
+    phi = torch.nn.Threshold(0.5, 0.0)
+    law = theory.signal_law(phi, sigma_w, sigma_b, sigma_w**2 + sigma_b**2, 20, width=128)
+    field = np.log(theory.gradient_trajectory(phi, sigma_w, sigma_b, sigma_w**2 + sigma_b**2, 20))
+    assert np.isfinite(law.forward_mean).all()
+    assert np.isfinite(law.backward_mean[0]) == np.isfinite(law.backward_std[0]) == known
+    assert np.isfinite(law.backward_mean[-4:]).all()
+    if known:
+        assert abs(law.backward_mean[0] - field[0]) < 0.5
+    else:
+        shallow = np.isfinite(law.backward_mean)
+        assert (np.diff(shallow.astype(int)) >= 0).all()
+        assert np.abs((law.backward_mean - field)[shallow]).max() < 0.5

@@ -15,8 +15,8 @@ from depthgauge.seeding import Purpose, generator
 Product = Callable[[Tensor], Tensor]
 """(R, P) vectors to (R, P): each times its own symmetric matrix."""
 
-BASIS_BYTES = 1 << 30  # of the basis; where it is full, the iteration begins again from the best of it
-DOUBLE = 1 << 22  # numbers up to which the basis is kept in float64
+BASIS_BYTES = 1 << 30  # of one matrix's basis; where it is full, the iteration begins again from the best of it
+DOUBLE = 1 << 22  # parameters of one matrix up to which the basis is kept in float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +99,9 @@ class _Basis:
 
     def __init__(self, like: Tensor, settings: Lanczos, eps: float) -> None:
         replicas, self.length = like.shape
-        small = like.numel() <= DOUBLE and like.device.type != "mps"
+        small = self.length <= DOUBLE and like.device.type != "mps"
         self.dtype = torch.float64 if small else torch.promote_types(like.dtype, torch.float32)
-        fit = BASIS_BYTES // (max(like.numel(), 1) * self.dtype.itemsize)
+        fit = BASIS_BYTES // (max(self.length, 1) * self.dtype.itemsize)
         self.room = min(max(fit, 2 * settings.count + 10), settings.most_steps, self.length)
         self.room = max(self.room, min(settings.count, self.length))
         self.settings, self.eps = settings, eps

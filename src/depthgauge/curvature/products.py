@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from depthgauge import nested
 from depthgauge.foreign import as_line, by_machine, describe_error
 from depthgauge.formats.arguments import kind, whole
-from depthgauge.restoring import random_states_kept, restored
+from depthgauge.restoring import buffers_kept, random_states_kept, restored
 from depthgauge.seeding import Purpose, seed_globals
 
 Loss = Callable[[nn.Module, Any, Any], Tensor]
@@ -230,28 +229,10 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def untouched(modules: Sequence[nn.Module], seed: int, place: int) -> Iterator[None]:
     """Seed the global generators within the block; put them and the buffers of modules back after it."""
-    parts = [each for module in modules for each in module.modules() if not isinstance(each, torch.jit.ScriptModule)]
-    held = [(each._buffers, dict(each._buffers)) for each in parts]
-    buffers = [(each, each.detach().clone()) for module in modules for each in module.buffers()]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - what a model may draw from
-    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]  # torch's own
-    try:
-        devices = {each.device for each in modules[0].parameters()}
-        for device in devices:
+    with random_states_kept(), buffers_kept(modules):
+        for device in {each.device for each in modules[0].parameters()}:
             seed_globals(seed, Purpose.DROPOUT, place, device=device)
         yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002 - as above
-        torch.set_rng_state(states[2])
-        if on_cuda:
-            torch.cuda.set_rng_state_all(on_cuda)
-        for now, before in held:
-            now.clear()
-            now.update(before)
-        with torch.no_grad():
-            for tensor, value in buffers:
-                tensor.data.copy_(value)  # counts as no change for graphs that the user's code has made
 
 
 def _cut(inputs: Any, targets: Any, batch: int | None) -> Iterator[tuple[float, Any, Any]]:

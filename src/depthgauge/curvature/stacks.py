@@ -98,7 +98,7 @@ class _Task:
                 pieces = torch.split(vectors, sizes, dim=1)
                 along = [piece.reshape(leaf.shape).to(leaf) for piece, leaf in zip(pieces, wanted, strict=True)]
                 images = directional(slopes, wanted, along, keep=True)
-                flat = torch.cat([each.flatten(1).to(vectors) for each in images], 1)
+                flat = torch.cat([each.reshape(len(each), -1).to(vectors) for each in images], 1)
                 return torch.where(losses.isfinite()[:, None], flat, torch.nan)
 
             like = wanted[0].detach().new_empty((len(stack), sum(sizes)))

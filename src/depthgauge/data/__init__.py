@@ -173,7 +173,6 @@ def names() -> tuple[str, ...]:
     return tuple(SOURCES)
 
 
-@cache
 def load(name: str, **parameters: Any) -> Dataset:
     """A data set on the CPU, made once a process for each choice of parameters: share it, and never write into it.
 
@@ -190,6 +189,12 @@ def load(name: str, **parameters: Any) -> Dataset:
     """
     if name not in SOURCES:
         raise ValueError(f"no data set {name!r}; there is {', '.join(SOURCES)}")
+    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
+    return _loaded(name, **frozen)
+
+
+@cache
+def _loaded(name: str, **parameters: Any) -> Dataset:
     module, _, function = SOURCES[name].loader.partition(":")
     loader: Callable[..., Dataset] = getattr(import_module(module), function)
     return loader(**parameters)

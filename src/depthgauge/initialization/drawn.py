@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from depthgauge import theory
+from depthgauge.architecture import RESETS, reset
 from depthgauge.initialization.catalog import scheme as named
 from depthgauge.initialization.maps import blank, weighted
 from depthgauge.initialization.stored import stored_weights
@@ -30,10 +31,7 @@ def draw(module: nn.Module, generator: torch.Generator, scheme: str, activation:
         activation: the activation whose gain a scheme takes.
         batch: inputs, for those that look at data.
     """
-    for part in module.modules():
-        reset = getattr(part, "reset_parameters", None)
-        if callable(reset):
-            reset()
+    reset(module)
     if scheme == "default":
         _redraw(module, generator)
     settings: dict[str, Any] = {}
@@ -51,7 +49,7 @@ def _redraw(module: nn.Module, generator: torch.Generator) -> None:
     """N(0, what it is) where no reset draws a weight: behind parametrizations, and of modules that have none."""
     for layer in weighted(module):
         held = all(name in layer.module._parameters for name, _ in stored_weights(layer.module))
-        if held and callable(getattr(layer.module, "reset_parameters", None)):
+        if held and any(callable(getattr(layer.module, name, None)) for name in RESETS):
             continue
         for weight in layer.maps:
             std = float(weight.double().square().mean().sqrt())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class Layer:
     Attributes:
         name: the module's.
         module: the module.
-        maps: its linear maps, (out, in, kernel...) each, as views of its weights without gradient.
+        maps: its linear maps, (out, in, kernel...) each, as views of its weights without gradient; none where another
+            layer has them.
         biases: its biases, likewise.
         bring: takes what was written to the maps to where the layer keeps its weights, behind a parametrization.
     """
@@ -84,11 +86,12 @@ def fans(weight: Tensor) -> tuple[int, int]:
 
     For a convolution they hold at stride 1 and away from the border.
     """
-    return weight[0].numel(), weight.shape[0] * weight[0, 0].numel()
+    kernel = math.prod(weight.shape[2:])
+    return weight.shape[1] * kernel, weight.shape[0] * kernel
 
 
 def weighted(model: nn.Module, *, embeddings: bool = False) -> Iterator[Layer]:
-    """Layers of linear maps that can be set, in order of registration; those that share a weight once.
+    """Layers of linear maps that can be set, in order of registration; a shared weight is one of the first one's maps.
 
     Linear layers, convolutions and transposed ones, bilinear ones, torch's recurrent layers and cells, its attention,
     linear layers of transformers (Conv1D) and torch_geometric, stacked experts. Embeddings are none, as one row is
@@ -102,15 +105,13 @@ def weighted(model: nn.Module, *, embeddings: bool = False) -> Iterator[Layer]:
             continue
         splits = _splits(module, embeddings=embeddings)
         settable = [
-            (weight, sources)
-            for weight, sources in stored
-            if weight in splits and seen.isdisjoint(sources) and not refusal(module, weight, sources)
+            (weight, sources) for weight, sources in stored if weight in splits and not refusal(module, weight, sources)
         ]
         if not settable:
             continue
+        pairs = [(weight, opened(module, weight)) for weight, sources in settable if seen.isdisjoint(sources)]
         seen.update(source for _, sources in settable for source in sources)
-        pairs = [(weight, opened(module, weight)) for weight, _ in settable]
-        maps = tuple(part for weight, (values, _) in pairs for part in splits[weight](values))
+        maps = tuple(part for weight, (values, _) in pairs for part in splits[weight](values) if part.numel())
         yield Layer(name, module, maps, _biases(module, splits), _all([bring for _, (_, bring) in pairs]))
 
 

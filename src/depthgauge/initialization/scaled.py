@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from depthgauge.architecture import branch_ends, branches, layers
 from depthgauge.initialization.maps import blank, weighted
 from depthgauge.initialization.schemes import Scheme, he, orthogonal
+from depthgauge.restoring import buffers_kept, random_states_kept
 
 
 def _ends(model: nn.Module, given: Sequence[str] | None, scheme: str) -> tuple[str, ...]:
@@ -116,7 +117,8 @@ class LSUV:
     Mishkin and Matas 2016, algorithm 1: orthogonal draws, then layer by layer, in the order in which they are called,
     weights over the standard deviation of the layer's output. That is over all elements, of all calls where a layer is
     called several times. One division is exact where a layer is called once; `rounds` bounds the others. Layers that
-    are never called as modules (torch's attention calls its own as functions) keep their orthogonal draws.
+    are never called as modules (torch's attention calls its own as functions), or whose output is no tensor alone
+    (torch's recurrent ones), keep their orthogonal draws.
 
     Attributes:
         batch: inputs of the model, (N, ...); the more varied, the closer to the variance of the data.
@@ -137,7 +139,7 @@ class LSUV:
             ValueError: a layer's output is constant, or not finite, on this batch.
         """
         (orthogonal() if self.base is None else self.base)(model, generator)
-        with torch.no_grad(), _undisturbed(model):
+        with torch.no_grad(), random_states_kept(), buffers_kept([model]):
             for name in self._called(model):
                 for _ in range(self.rounds):
                     variance = self._variance(model, name)
@@ -158,13 +160,14 @@ class LSUV:
             if name not in called:
                 called.append(name)
 
-        with _watched(model, [layer.name for layer in weighted(model)], note):
+        with _watched(model, [layer.name for layer in weighted(model) if layer.maps], note):
             model(self.batch)
         return called
 
     def _variance(self, model: nn.Module, name: str) -> float:
         outputs: list[Tensor] = []
-        with _watched(model, [name], lambda _, output: outputs.append(output.double().flatten())):
+        # what follows the layer may work in place
+        with _watched(model, [name], lambda _, output: outputs.append(output.to(torch.float64, copy=True).flatten())):
             model(self.batch)
         return float(torch.cat(outputs).var(correction=0))
 
@@ -186,15 +189,3 @@ def _watched(model: nn.Module, names: Sequence[str], see: Callable[[str, Tensor]
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put back buffers (running statistics) and the global generator."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            for buffer, before in buffers:
-                buffer.copy_(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,10 +85,10 @@ def at_gain(gain: float) -> Scheme:
 
     def draw(module: nn.Module, generator: torch.Generator) -> None:
         gaussian(gain)(module, generator)
-        first = next(weighted(module))
-        for weight in first.maps:
-            weight.div_(gain)
-        first.bring()
+        for first in itertools.islice((layer for layer in weighted(module) if layer.maps), 1):
+            for weight in first.maps:
+                weight.div_(gain)
+            first.bring()
 
     return draw
 

@@ -61,9 +61,11 @@ def refusal(module: nn.Module, name: str, sources: tuple[nn.Parameter, ...]) -> 
 def _unfit(source: nn.Parameter) -> str:
     """Give the reason why no numbers can be drawn into a parameter; empty where they can."""
     quantized = not source.is_floating_point() or source.dtype.itemsize < torch.float16.itemsize
+    held = str(source.dtype).removeprefix("torch.")
     checks = {
         "not initialized yet, which one forward pass does": unmade(source),
-        f"quantized, held as {str(source.dtype).removeprefix('torch.')}": quantized,
+        f"complex, held as {held}": source.is_complex(),
+        f"quantized, held as {held}": quantized,
         f"held as a {type(source).__name__}": type(source) is not nn.Parameter,
         "on the meta device, without numbers": source.is_meta,
         "frozen": not source.requires_grad,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -18,7 +17,7 @@ from depthgauge.formats.arguments import kind, whole
 from depthgauge.noise.examples import Examples
 from depthgauge.noise.ratio import Floats, NoiseError, NoiseScale, checked, checked_population, of_products
 from depthgauge.replicas.stack import places
-from depthgauge.restoring import random_states_kept, restored
+from depthgauge.restoring import buffers_kept, random_states_kept, restored
 from depthgauge.stats.location import check_confidence
 
 T = TypeVar("T")
@@ -100,7 +99,7 @@ def _products(task: _Task, together: int) -> tuple[Floats, Floats]:
     kept: list[list[Tensor]] = []
     total: list[Tensor] = []
     squares, along = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-    with random_states_kept(), _buffers_kept(task.model):
+    with random_states_kept(), buffers_kept([task.model]):
         for rows in blocks:
             found = gradients(rows)
             for each in found:
@@ -109,24 +108,22 @@ def _products(task: _Task, together: int) -> tuple[Floats, Floats]:
             total = [a.add_(b) for a, b in zip(total, sums, strict=True)] if total else sums
             if fits:
                 kept.append(found)
-    with random_states_kept(), _buffers_kept(task.model):  # the same random numbers once more
+    scales = [power_of_two(each.abs().amax()) if each.numel() else each.new_ones(()) for each in total]
+    with random_states_kept(), buffers_kept([task.model]):  # the same random numbers once more
         for place, rows in enumerate(blocks):
             found = kept[place] if fits else gradients(rows)
-            for each, whole in zip(found, total, strict=True):
-                along[list(rows)] += (each @ whole.to(each.dtype)).double().cpu()
+            for each, whole, size in zip(found, total, scales, strict=True):
+                along[list(rows)] += ((each @ (whole / size).to(each.dtype)).double() * size).cpu()
     return squares.numpy(), along.numpy()
 
 
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what the block does to the model's buffers, such as running statistics, so that two passes are one."""
-    before = [(each, each.clone()) for each in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+def power_of_two(size: Tensor) -> Tensor:
+    """The power of two next to sizes, in float64; 1 for 0 and what is not finite.
+
+    Over it tensors are of size 1, without rounding: products of small gradients do not leave their format.
+    """
+    fine = size.isfinite() & (size > 0)
+    return torch.exp2(torch.where(fine, size, 1.0).double().log2().round())
 
 
 def _flat(gradient: Tensor) -> Tensor:
@@ -187,7 +184,7 @@ class _Task:
         batch = self.examples.batch
         if batch == 1:
             self._check_modes()
-        with _buffers_kept(self.model):  # with gradients: a model may take one itself
+        with buffers_kept([self.model]):  # with gradients: a model may take one itself
             several = list(range(min(_TRIED, len(self.examples))))
             alone = [float(self._guarded(lambda row=row: self.value([row])).detach().double()) for row in several]  # type: ignore[misc]  # bound now
             if batch > 1:  # doubled examples have the same mean, and the same statistics
@@ -234,7 +231,7 @@ class _Task:
             return 1
         rows = range(2)
         try:
-            with _buffers_kept(self.model), random_states_kept():
+            with buffers_kept([self.model]), random_states_kept():
                 agree = all(map(_close, self.vectorized(rows), self.alone(rows)))
         except Exception:  # noqa: BLE001 - a trial of the model's own code, where anything may be raised
             return 1

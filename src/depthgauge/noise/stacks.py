@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from depthgauge.noise.gradients import scale
+from depthgauge.nested import scores
+from depthgauge.noise.gradients import power_of_two, scale
 from depthgauge.noise.ratio import NoiseError, NoiseScale, of_products
 from depthgauge.replicas import Stack, engine
 from depthgauge.replicas.chain import Chain
@@ -45,13 +46,15 @@ def of_replicas(
         raise NoiseError(f"{len(x)} inputs and {len(y)} targets; give one target an input")
     like = next(iter(stack.parameters.values()))
     x, y = x.to(like.device), y.to(like.device)
-    objective = Objective(loss)
+    objective = Objective.of(loss, y)
+    if objective.ignores:
+        raise NoiseError("some targets are left out of the loss (-100), so that it does not weigh every example alike")
     chain = engine.chained(stack.template, x[:2])
     if chain is None:
         return [
             scale(
                 stack.module(row).to(like.device),
-                lambda model, inputs, targets: objective.single(model(inputs), targets),
+                lambda model, inputs, targets: objective.single(scores(model(inputs)), targets),
                 x, y, confidence=confidence, population=population,
             )
             for row in range(len(stack))
@@ -69,7 +72,8 @@ def of_replicas(
 def _products(stack: Stack, chain: Chain, objective: Objective, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(R, n) squared norms of the gradients, and their products with the sum of all.
 
-    A layer's products are made in the stack's format, and added over its units and over layers in float64.
+    A layer's products are made in the stack's format, in 32 bits at least, of tensors scaled to size 1, and added over
+    its units and over layers in float64.
     """
     parameters = list(stack.parameters.values())
     everywhere = (len(stack), -1)
@@ -80,16 +84,23 @@ def _products(stack: Stack, chain: Chain, objective: Objective, x: Tensor, y: Te
     along = torch.zeros_like(squares)
 
     def watch(index: int, gradient: Tensor) -> None:
-        incoming = done.stages[index][0]
+        (incoming, size), (gradient, slope) = _unit(done.stages[index][0]), _unit(gradient)
         total = torch.bmm(gradient.transpose(1, 2), incoming)
-        products = torch.bmm(gradient, total).mul_(incoming).sum(2, dtype=torch.float64)
-        norms = incoming.square().sum(2, dtype=torch.float64)
+        products = torch.bmm(gradient, total).mul_(incoming).sum(2, dtype=torch.float64) * size**2
+        norms = incoming.square().sum(2, dtype=torch.float64) * size**2
         if chain.layers[index].bias is not None:
             products += torch.einsum("rno,ro->rn", gradient, gradient.sum(1))
             norms += 1
-        squares.add_(norms.mul_(gradient.square().sum(2, dtype=torch.float64)))
-        along.add_(products)
+        squares.add_(norms * gradient.square().sum(2, dtype=torch.float64) * slope**2)
+        along.add_(products * slope**2)
 
     # the cotangent is that of the mean: an example's own gradient is n times its part
     chain.backward(parameters, done, cotangent * len(x), watch=watch)
     return squares, along
+
+
+def _unit(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, ...) over the power of two next to each replica's largest number, and these (R, 1)."""
+    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    size = power_of_two(tensor.abs().flatten(1).amax(1))[:, None]
+    return tensor / size[:, :, None].to(tensor.dtype), size

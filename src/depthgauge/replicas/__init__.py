@@ -31,12 +31,14 @@ from depthgauge.replicas.affine import Affinity, affinity
 from depthgauge.replicas.engine import Strategy
 from depthgauge.replicas.memory import most_members, replica_bytes
 from depthgauge.replicas.objective import Loss, Objective
-from depthgauge.replicas.optimizers import SGD, Adam, AdamW, Optimizer, PerReplica
+from depthgauge.replicas.optimizers import SGD, Adam, AdamW, Optimizer, PerReplica, wide
 from depthgauge.replicas.order import order, orders
 from depthgauge.replicas.products import Products, first_factor, products
 from depthgauge.replicas.signals import Floats, Signals, join, measure
 from depthgauge.replicas.stack import Stack, stack
 from depthgauge.replicas.units import Units, first_layer_moments, units
+from depthgauge.restoring import random_states_kept
+from depthgauge.seeding import Purpose, seed_globals
 
 __all__ = [
     "SGD",
@@ -203,7 +205,8 @@ def train(
         raise ValueError(f"order_seeds has {len(seeds)} seeds for {len(stack)} replicas; give one a replica")
     choice = engine.choose(stack, task.inputs[: loop.batch], loop.strategy)
     trained = stack.clone()
-    losses = torch.full((loop.steps, len(stack)), float("nan"), dtype=like.dtype, device=like.device)
+    dtype = wide(stack.parameters.values())
+    losses = torch.full((loop.steps, len(stack)), float("nan"), dtype=dtype, device=like.device)
     accuracies = torch.full_like(losses, float("nan"))
     taken = np.full(len(stack), loop.steps)
     watched: list[dict[int, Signals]] = []
@@ -227,7 +230,7 @@ def _task(stack: Stack, inputs: Tensor, targets: Tensor, optimizer: Optimizer, l
     return engine.Task(
         inputs,
         targets,
-        Objective(loop.loss),
+        Objective.of(loop.loss, targets),
         optimizer,
         _column(optimizer.lr, stack, "lr"),
         _column(optimizer.weight_decay, stack, "weight_decay"),
@@ -242,7 +245,9 @@ def _diverged_at(loss: Floats, taken: NDArray[np.int64], trained: Stack) -> NDAr
     """First step (R,) of a loss that is not finite; the number of steps where only a weight is not; else -1."""
     finite = torch.ones(len(trained), dtype=torch.bool, device=_floating(trained).device)
     for tensor in filter(Tensor.numel, trained.parameters.values()):
-        finite &= tensor.flatten(1).abs().amax(1).isfinite()  # ten times as fast as torch's infinity norm
+        finite &= (
+            tensor.reshape(len(trained), -1).abs().amax(1).isfinite()
+        )  # ten times as fast as torch's infinity norm
     late = np.where(finite.cpu().numpy(), -1, taken)
     bad = ~np.isfinite(loss) & (np.arange(len(loss))[:, None] < taken)
     return (np.where(bad.any(0), bad.argmax(0), late) if len(loss) else late).astype(np.int64)
@@ -273,7 +278,7 @@ def evaluate(
     like = _floating(stack)
     inputs, targets = inputs.to(like.device), targets.to(like.device)
     choice = engine.choose(stack, inputs[:batch], strategy)
-    objective = Objective(loss)
+    objective = Objective.of(loss, targets)
     total = torch.zeros(len(stack), dtype=torch.float64, device=like.device)
     right = torch.zeros_like(total)
     for rows in engine.blocks(stack, choice, moments=0):
@@ -300,6 +305,9 @@ def signals(
 ) -> Signals:
     """Second moments, means and overlaps of every weight layer's output, and of the gradients with respect to it.
 
+    What a model draws (dropout in training mode) comes from each replica's own seed; a layer that a replica does not
+    call has NaN there.
+
     Args:
         stack: the replicas; nothing of them changes.
         inputs: (B, ...), the same for all.
@@ -315,7 +323,8 @@ def signals(
     choice = engine.choose(stack, inputs, strategy)
     given = None if cotangent is None else cotangent.to(like)
     parts = []
-    for rows in engine.blocks(stack, choice, moments=None):
+    each = choice.strategy == "loop"  # whose layers may differ
+    for rows in engine.singles(stack) if each else engine.blocks(stack, choice, moments=None):
 
         def back(outputs: Tensor, rows: slice = rows) -> Tensor:
             assert given is not None
@@ -331,9 +340,10 @@ def signals(
         part = stack.part(rows)
         everywhere = inputs.expand(len(part), *inputs.shape)
         wanted = None if given is None else back
-        parts.append(
-            measure(part, choice.chain, everywhere, wanted, together=choice.strategy == "vmap", overlap=overlap)
-        )
+        with random_states_kept():
+            if each:
+                seed_globals(part.seeds[0], Purpose.DROPOUT, "signals", device=like.device)
+            parts.append(measure(part, choice.chain, everywhere, wanted, together=not each, overlap=overlap))
     return join(parts)
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from depthgauge.copies import copied
+
 _aten = torch.ops.aten
 
 
@@ -221,7 +223,7 @@ def _nodes(model: nn.Module) -> list[fx.Node]:
     if any(getattr(module, kind, None) for module in model.modules() for kind in _HOOKS):
         raise _NoChainError
     try:
-        nodes = list(fx.Tracer().trace(model).nodes)
+        nodes = list(fx.Tracer().trace(copied(model, own_tensors=False)).nodes)  # it keeps what its code assigns
     except Exception as error:  # tracing runs the model's code on stand-ins: anything may be raised
         raise _NoChainError from error
     if nodes[-1].args != (nodes[-2],):

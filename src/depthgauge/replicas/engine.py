@@ -15,10 +15,11 @@ from depthgauge.replicas import mapped
 from depthgauge.replicas.chain import Chain, chain
 from depthgauge.replicas.memory import Sizes, parameter_bytes
 from depthgauge.replicas.objective import Objective
-from depthgauge.replicas.optimizers import Optimizer, clip
+from depthgauge.replicas.optimizers import Optimizer, clip, wide
 from depthgauge.replicas.signals import Signals, join, measure
 from depthgauge.replicas.stack import Stack, load, store
-from depthgauge.seeding import Purpose, seed_torch
+from depthgauge.restoring import random_states_kept
+from depthgauge.seeding import Purpose, seed_globals
 
 Strategy = Literal["chain", "vmap", "loop"]
 STRATEGIES: tuple[Strategy, ...] = ("chain", "vmap", "loop")
@@ -77,6 +78,8 @@ def choose(stack: Stack, inputs: Tensor, wanted: Strategy | None = None) -> Choi
         return Choice("chain", as_chain, sizes)
     if wanted == "chain":
         raise ValueError("this model is not a chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
+    if wanted == "vmap" and not _batchable(stack, inputs, slow=True):
+        raise ValueError("this model gives something else, or nothing, in one call for all replicas; use 'loop'")
     return Choice(wanted or _fastest(stack, inputs, sizes), None, sizes)
 
 
@@ -84,8 +87,12 @@ def _fastest(stack: Stack, inputs: Tensor, sizes: Sizes) -> Strategy:
     """The strategy of a model that is no chain."""
     if not _pays(stack, inputs, sizes):
         return "loop"
+    return "vmap" if _batchable(stack, inputs) else "loop"
+
+
+def _batchable(stack: Stack, inputs: Tensor, *, slow: bool = False) -> bool:
     few = stack.part(slice(0, 2))
-    return "vmap" if mapped.batchable(few, torch.stack([inputs[:2]] * 2)) else "loop"
+    return mapped.batchable(few, torch.stack([inputs[:2]] * len(few)), slow=slow)
 
 
 def _pays(stack: Stack, inputs: Tensor, sizes: Sizes) -> bool:
@@ -105,7 +112,8 @@ def chained(model: nn.Module, inputs: Tensor) -> Chain | None:
     """The model as a chain, where it is one for these inputs (B, ...)."""
     if not inputs.is_floating_point():
         return None
-    as_chain = chain(model)
+    with random_states_kept():
+        as_chain = chain(model)
     return as_chain if as_chain is not None and (as_chain.flatten or inputs.dim() == 2) else None
 
 
@@ -136,6 +144,11 @@ def blocks(stack: Stack, choice: Choice, *, moments: int | None) -> list[slice]:
         size = min(size, _block(choice.sizes, moments=moments, folded=choice.strategy == "vmap"))
     even = -(-len(stack) // -(-len(stack) // size))
     return [slice(start, min(start + even, len(stack))) for start in range(0, len(stack), even)]
+
+
+def singles(stack: Stack) -> list[slice]:
+    """The stack cut into single replicas."""
+    return [slice(row, row + 1) for row in range(len(stack))]
 
 
 @dataclass(frozen=True)
@@ -202,11 +215,12 @@ def _train_together(
 ) -> dict[int, Signals]:
     parameters = list(stack.parameters.values())
     leaves = mapped.leaves(stack)
-    together = mapped.Together(stack, leaves, stack.buffers)
-    lr = task.lr.to(parameters[0], copy=True)
+    together = mapped.Together(stack.fresh(), leaves, stack.buffers)
+    dtype, device = wide(parameters), parameters[0].device
+    lr = task.lr.to(device, dtype, copy=True)
     rates = None if task.schedule is None else lr.new_tensor(task.schedule)[:, None] * lr
-    decay = task.weight_decay.to(parameters[0]) if bool(task.weight_decay.any()) else None
-    largest = None if task.largest is None else task.largest.to(parameters[0])
+    decay = task.weight_decay.to(device, dtype) if bool(task.weight_decay.any()) else None
+    largest = None if task.largest is None else task.largest.to(device, dtype)
     optimizer = task.optimizer.stacked(parameters, lr, decay)
     everyone = slice(0, len(stack))
     seen: dict[int, Signals] = {}
@@ -234,6 +248,7 @@ def _train_together(
                 outputs = together(x)
             loss, cotangent = task.objective.stacked(outputs, y)
             gradients = mapped.gradients(leaves, outputs, cotangent)
+            together.settle()
         if largest is not None and gradients:
             clip(list(gradients.values()), largest)
         if gradients:
@@ -273,13 +288,12 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record, *, look
     generators, seeded by the replica's own seed and put back afterwards.
     """
     device = task.inputs.device
-    module = _alone(stack.template, device)
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     seen: list[dict[int, Signals]] = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+    with random_states_kept(), torch.enable_grad():
         for row, seed in enumerate(stack.seeds):
-            load(module, stack, row)
-            seed_torch(seed, Purpose.DROPOUT, device=device)
+            module = _alone(stack, row, device)
+            parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            seed_globals(seed, Purpose.DROPOUT, device=device)
             rows = slice(row, row + 1)
             seen.append({})
             rate = float(task.lr[row])
@@ -311,9 +325,10 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record, *, look
     return {step: join([part[step] for part in seen]) for step in sorted(set.intersection(*map(set, seen)))}
 
 
-def _alone(template: nn.Module, device: torch.device) -> nn.Module:
-    """A copy to load replicas into, on a processor with convolutions' weights channels last, which is faster there."""
-    module = copied(template).to(device)
+def _alone(stack: Stack, row: int, device: torch.device) -> nn.Module:
+    """One replica: what its code keeps while it runs is its own. On a processor channels are last, which is faster."""
+    module = copied(stack.template).to(device)
+    load(module, stack, row)
     for part in module.modules() if device.type == "cpu" else ():
         if isinstance(part, nn.Conv2d):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # which the stubs leave out
@@ -327,12 +342,11 @@ def forward(stack: Stack, strategy: Strategy, as_chain: Chain | None, inputs: Te
     """
     with torch.no_grad():
         if strategy == "loop":
-            module, device = _alone(stack.template, inputs.device), inputs.device
             rows = []
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with random_states_kept():
                 for row, seed in enumerate(stack.seeds):
-                    load(module, stack, row)
-                    seed_torch(seed, Purpose.DROPOUT, "evaluate", start, device=device)
+                    module = _alone(stack, row, inputs.device)
+                    seed_globals(seed, Purpose.DROPOUT, "evaluate", start, device=inputs.device)
                     rows.append(scores(module(inputs)))
             return torch.stack(rows)
         parameters = list(stack.parameters.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from depthgauge.architecture import layers
 from depthgauge.nested import scores
 from depthgauge.replicas.folded import Folded, rows
 from depthgauge.replicas.stack import Stack, call
+from depthgauge.restoring import random_states_kept
 
 
 @contextmanager
@@ -36,7 +38,7 @@ class Together:
     """A stack's template, to be called once for all replicas.
 
     Args:
-        stack: the replicas; their template stays as it is.
+        stack: the replicas, over a template of their own (`Stack.fresh`), in which its code may keep what it sees.
         parameters: in the stack's order, (R, *shape) each.
         buffers: by name, (R, *shape) each; running statistics are moved in them.
     """
@@ -46,6 +48,7 @@ class Together:
         given = {**dict(zip(stack.parameters, parameters, strict=True)), **buffers}
         values = {name: Folded(tensor) for name, tensor in given.items()}
         self._filled: list[tuple[dict[str, Any], str, Folded]] = []
+        self._moved: list[tuple[Folded, Tensor]] = []
         for place, name in stack.places.items():
             prefix, _, last = place.rpartition(".")
             module = stack.template.get_submodule(prefix)
@@ -60,8 +63,17 @@ class Together:
                 held[name] = value
             return rows(scores(self._template(Folded(inputs))))
         finally:
+            now = [(value, held.get(name)) for held, name, value in self._filled]
+            self._moved = [(value, new) for value, new in now if new is not value and isinstance(new, Tensor)]
             for held, name, value in own:
                 held[name] = value
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Move buffers that the last call replaced (`self.mean = ...`), when its graph is no longer needed."""
+        for value, new in self._moved:
+            value.held.copy_(rows(new))
+        self._moved = []
 
 
 def outputs(stack: Stack, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
@@ -69,7 +81,7 @@ def outputs(stack: Stack, parameters: Sequence[Tensor], inputs: Tensor) -> Tenso
 
     Running statistics stay as they are.
     """
-    return Together(stack, parameters, _copies(stack))(inputs)
+    return Together(stack.fresh(), parameters, _copies(stack))(inputs)
 
 
 def _copies(stack: Stack) -> dict[str, Tensor]:
@@ -123,7 +135,8 @@ def tapped(
     """Outputs of every weight layer, and gradients with respect to them under `cotangent`, for inputs (R, B, ...).
 
     A layer called several times counts once a call. The gradient is had by adding zeros to each output and
-    differentiating with respect to the zeros, which works the same with and without vmap.
+    differentiating with respect to the zeros, which works the same with and without vmap. Both passes draw the same
+    from the global generators, which are put back.
 
     Returns:
         names (a repeated call is `name:1`, `name:2`, ...), values (R, B, ...), gradients (R, B, ...); the gradients
@@ -131,7 +144,7 @@ def tapped(
     """
     names: list[str] = []
 
-    def seen(forward: Callable[[], Tensor], taps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def seen(model: nn.Module, forward: Callable[[], Tensor], taps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         names.clear()
         values: list[Tensor] = []
 
@@ -139,62 +152,118 @@ def tapped(
             calls = sum(known.partition(":")[0] == name for known in names)
             names.append(f"{name}:{calls}" if calls else name)
             value = value + taps[len(values)] if taps else value
-            values.append(value)
+            values.append(value if taps else value.clone())  # what follows may work in place
             return value
 
-        with _hooked(stack.template, tap):
+        with _hooked(model, tap):
             out = forward()
         return out, values
 
     def everywhere(taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if together:
-            parameters = list(stack.parameters.values())
-            out, values = seen(lambda: outputs(stack, parameters, inputs), [Folded(tap) for tap in taps])
+            own = stack.fresh()
+            run = Together(own, list(stack.parameters.values()), _copies(stack))
+            out, values = seen(own.template, lambda: run(inputs), [Folded(tap) for tap in taps])
             return out, [rows(value) for value in values]
-        each = [
-            seen(
-                partial(call, stack.template, stack.member(row), inputs[row], stack.places), [tap[row] for tap in taps]
-            )
-            for row in range(len(stack))
-        ]
+        each = []
+        for row in range(len(stack)):
+            own = stack.fresh()
+            forward = partial(call, own.template, stack.member(row), inputs[row], own.places)
+            each.append(seen(own.template, forward, [tap[row] for tap in taps]))
         columns = zip(*(values for _, values in each), strict=True)
         return torch.stack([out for out, _ in each]), [torch.stack(column) for column in columns]
 
-    with torch.no_grad():
+    with torch.no_grad(), random_states_kept():
         _, values = everywhere([])
     if cotangent is None:
         return tuple(names), values, []
     taps = [torch.zeros_like(value).requires_grad_() for value in values]
-    with torch.enable_grad():
+    with torch.enable_grad(), random_states_kept():
         out, _ = everywhere(taps)
     gradients = torch.autograd.grad(out, taps, cotangent(out.detach()), materialize_grads=True)
     return tuple(names), values, list(gradients)
 
 
-def batchable(stack: Stack, inputs: Tensor) -> bool:
-    """Tell whether one call for all replicas works and agrees with separate calls, tried on `inputs` (R, B, ...).
+def batchable(stack: Stack, inputs: Tensor, *, slow: bool = False) -> bool:
+    """Tell whether one call for all replicas works and agrees with separate ones, tried on `inputs` (R, B, ...).
 
-    Dropout cannot be batched; control flow that depends on data cannot be followed.
+    Outputs, gradients and running statistics are compared: a backward pass of the model's own does not see the
+    replicas. Dropout cannot be batched; control flow that depends on data cannot be followed. The global generators
+    are put back.
+
+    Args:
+        stack: some replicas.
+        inputs: (R, B, ...).
+        slow: whether operations count that run replica after replica in that one call.
     """
     for module in stack.template.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             return False
-    buffers, members = _copies(stack), [stack.member(row) for row in range(len(stack))]
+    if any(tensor.is_complex() for tensor in stack.parameters.values()):
+        return False  # torch's own steps take their real and imaginary parts
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.enable_grad(), random_states_kept(), warnings.catch_warnings():
             # vmap announces an operation that it would run replica by replica: no gain is to be had there.
-            warnings.simplefilter("error")
-            together = Together(stack, list(stack.parameters.values()), buffers)(inputs)
-            each = zip(members, inputs, strict=True)
-            alone = torch.stack([call(stack.template, member, x, stack.places) for member, x in each])
+            warnings.simplefilter("ignore" if slow else "error")
+            return _alike(_together(stack, inputs), _alone(stack, inputs))
     except Exception:  # noqa: BLE001 - a trial of the model's own code, where anything may be raised
         return False
-    moved = ((buffer, torch.stack([member[name] for member in members])) for name, buffer in buffers.items())
-    return _agree(together, alone) and all(_agree(*pair) for pair in moved)
 
 
-def _agree(together: Tensor, alone: Tensor) -> bool:
+@dataclass(frozen=True)
+class _Tried:
+    """Outputs (R, B, ...), gradients by place, and buffers by name, after one call."""
+
+    outputs: Tensor
+    gradients: Mapping[int, Tensor]
+    buffers: Mapping[str, Tensor]
+
+
+def _together(stack: Stack, inputs: Tensor) -> _Tried:
+    buffers, variables = _copies(stack), leaves(stack)
+    run = Together(stack.fresh(), variables, buffers)
+    out = run(inputs)
+    found = gradients(variables, out, _cotangent(out.shape[1:], out).expand_as(out)) if out.requires_grad else {}
+    run.settle()
+    return _Tried(out, found, buffers)
+
+
+def _alone(stack: Stack, inputs: Tensor) -> _Tried:
+    outs: list[Tensor] = []
+    found: list[dict[int, Tensor]] = []
+    buffers: list[dict[str, Tensor]] = []
+    for row, x in enumerate(inputs):
+        module = stack.module(row).to(inputs.device)
+        out = scores(module(x))
+        outs.append(out)
+        found.append(gradients(list(module.parameters()), out, _cotangent(out.shape, out)) if out.requires_grad else {})
+        buffers.append(dict(module.named_buffers()))
+    return _Tried(
+        torch.stack(outs),
+        {place: torch.stack([own[place] for own in found]) for place in found[0]},
+        {name: torch.stack([own[name] for own in buffers]) for name in stack.buffers},
+    )
+
+
+def _cotangent(shape: torch.Size, out: Tensor) -> Tensor:
+    """Another number for each output of one replica."""
+    return torch.arange(shape.numel(), device=out.device).cos().to(out.dtype).view(shape)
+
+
+def _alike(together: _Tried, alone: _Tried) -> bool:
+    if together.gradients.keys() != alone.gradients.keys():
+        return False
+    # Of a bias before a normalization the gradient is rounding: it is held against that of all parameters.
+    size = max((float(each.abs().max()) for each in alone.gradients.values() if each.numel()), default=0.0)
+    return (
+        _agree(together.outputs, alone.outputs)
+        and all(_agree(together.buffers[name], moved) for name, moved in alone.buffers.items())
+        and all(_agree(together.gradients[place], each, size) for place, each in alone.gradients.items())
+    )
+
+
+def _agree(together: Tensor, alone: Tensor, size: float = 1.0) -> bool:
     tolerance = torch.finfo(together.dtype).eps ** 0.5 if together.is_floating_point() else 0.0
     return together.shape == alone.shape and torch.allclose(
-        together, alone, rtol=tolerance, atol=tolerance, equal_nan=True
+        together, alone, rtol=tolerance, atol=tolerance * size, equal_nan=True
     )

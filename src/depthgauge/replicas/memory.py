@@ -9,7 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from depthgauge.copies import copied
 from depthgauge.replicas.stack import call, tensors
+from depthgauge.restoring import random_states_kept
 
 
 def most_members(parameters: int, budget: int = 2**28, *, each: int = 12) -> int:
@@ -75,13 +77,14 @@ class Sizes:
 def _calls(model: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> list[tuple[nn.Module, object]]:
     """The modules without submodules, and what each puts out for two examples, in the order of their calls."""
     calls: list[tuple[nn.Module, object]] = []
+    model = copied(model, own_tensors=False)
     leaves = [module for module in model.modules() if not any(True for _ in module.children())]
     handles = [
         module.register_forward_hook(lambda module, _inputs, output: calls.append((module, output)))
         for module in leaves
     ]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), random_states_kept():
             on_meta = any(parameter.is_meta for parameter in model.parameters())
             for device in ("meta", "cpu") if on_meta else ("cpu",):
                 calls.clear()

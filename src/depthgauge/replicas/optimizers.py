@@ -44,8 +44,9 @@ class SGD:
 
     def single(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> torch.optim.Optimizer:
         """The same optimizer of `torch.optim`, for one model."""
+        own = list(parameters)
         return torch.optim.SGD(
-            parameters, lr, self.momentum, weight_decay=weight_decay, nesterov=self.nesterov, fused=True
+            own, lr, self.momentum, weight_decay=weight_decay, nesterov=self.nesterov, fused=_fusible(own)
         )
 
     def stacked(self, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> StackedSGD:
@@ -74,8 +75,8 @@ class Adam:
 
     def single(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> torch.optim.Optimizer:
         """The same optimizer of `torch.optim`, for one model."""
-        kind = torch.optim.AdamW if self.decoupled else torch.optim.Adam
-        return kind(parameters, lr, self.betas, self.eps, weight_decay, fused=True)
+        kind, own = torch.optim.AdamW if self.decoupled else torch.optim.Adam, list(parameters)
+        return kind(own, lr, self.betas, self.eps, weight_decay, fused=_fusible(own))
 
     def stacked(self, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> StackedAdam:
         """The step over stacked parameters; `lr` and `weight_decay` are (R,)."""
@@ -92,6 +93,29 @@ class AdamW(Adam):
 
 
 Optimizer = SGD | Adam
+
+
+def _fusible(parameters: Sequence[Tensor]) -> bool:
+    """Tell whether one kernel makes a step of all of them: of complex ones torch has none, of 16 bits a wrong one.
+
+    Its SGD on a processor moves of these only what is left beyond whole vectors (torch 2.13).
+    """
+    return all(parameter.dtype in {torch.float32, torch.float64} for parameter in parameters)
+
+
+def wide(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The format of coefficients, losses and norms: the widest of the floating-point tensors, 32 bits at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def _decayed(steps: Sequence[Tensor], moved: Sequence[Tensor], decay: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients plus decay times parameters, in the parameters' format."""
+    added = torch._foreach_addcmul(steps, moved, decay)
+    return [step.to(parameter.dtype) for step, parameter in zip(added, moved, strict=True)]
 
 
 def _along(coefficient: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -149,7 +173,7 @@ class StackedSGD(StackedStep):
         moved, lr = [self.parameters[index] for index in gradients], [self.lr[index] for index in gradients]
         steps = list(gradients.values())
         if self.decay is not None:
-            steps = list(torch._foreach_addcmul(steps, moved, [self.decay[index] for index in gradients]))
+            steps = _decayed(steps, moved, [self.decay[index] for index in gradients])
         if self.buffers is not None:
             buffers = [self.buffers[index] for index in gradients]
             torch._foreach_mul_(buffers, self.momentum)
@@ -183,7 +207,7 @@ class StackedAdam(StackedStep):
         if self.decay is not None and self.decoupled:
             torch._foreach_mul_(moved, [1.0 - self.lr[index] * self.decay[index] for index in gradients])
         elif self.decay is not None:
-            steps = list(torch._foreach_addcmul(steps, moved, [self.decay[index] for index in gradients]))
+            steps = _decayed(steps, moved, [self.decay[index] for index in gradients])
         beta1, beta2 = self.betas
         torch._foreach_lerp_(means, steps, 1.0 - beta1)
         torch._foreach_mul_(squares, beta2)
@@ -199,7 +223,8 @@ def clip(gradients: Sequence[Tensor], largest: Tensor) -> None:
 
     A replica whose norm is not finite ends non-finite; its neighbours are untouched.
     """
-    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    flat = (gradient.reshape(len(gradient), -1).to(largest.dtype) for gradient in gradients)
+    squares = torch.stack([gradient.square().sum(1) for gradient in flat])
     factor = (largest / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
     for gradient, along in zip(gradients, _along(factor, gradients), strict=True):
         gradient.mul_(along)

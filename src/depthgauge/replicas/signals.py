@@ -72,9 +72,7 @@ def measure(
         overlap: whether to measure overlaps.
     """
     if chain is None:
-        devices = [inputs.device] if inputs.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            names, values, gradients = mapped.tapped(stack, inputs, cotangent, together=together)
+        names, values, gradients = mapped.tapped(stack, inputs, cotangent, together=together)
     else:
         parameters = list(stack.parameters.values())
         done = chain.forward(parameters, inputs, keep=True)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from depthgauge.architecture import own_parameters
+from depthgauge.architecture import RESETS, own_parameters, reset, unmade
 from depthgauge.copies import copied
 from depthgauge.nested import scores
-from depthgauge.seeding import Purpose, generator, seed_torch
+from depthgauge.restoring import random_states_kept, unrepeated
+from depthgauge.seeding import Purpose, generator, seed_globals
 
 Initialize = Callable[..., object]
 Places = Mapping[str, str]
@@ -63,6 +64,10 @@ class Stack:
             {name: tensor.clone() for name, tensor in self.buffers.items()},
             self.seeds,
         )
+
+    def fresh(self) -> Stack:
+        """The same replicas over a template of their own, which may be run: code may keep what it has seen."""
+        return Stack(copied(self.template, own_tensors=False), self.parameters, self.buffers, self.seeds)
 
     def part(self, rows: slice) -> Stack:
         """Some neighbouring replicas, sharing this stack's memory."""
@@ -136,26 +141,28 @@ def stack(
         template: any module; it stays as it is.
         seeds: one a replica.
         initialize: `f(module, generator, **parameters)` that sets weights in place, from the template's on; without
-            it every submodule's own `reset_parameters` draws them. PyTorch's global generator of the CPU gets a stream
-            of its own, for draws that take no generator, and is put back afterwards.
+            it every submodule's own `reset_parameters` draws them, inner ones first. The global generators of PyTorch's
+            CPU, NumPy and Python get streams of the seed's own, for draws that take no generator, and are put back.
         device: the stack's device.
         **columns: parameters of `initialize` that differ between replicas: one value a replica, by name.
 
     Raises:
-        ValueError: no replica, a column of another length, or a template without memory (on the meta device).
+        ValueError: no replica, a column of another length, or a template without memory (on the meta device) or sizes.
     """
     if not seeds:
         raise ValueError("a stack needs at least one replica: pass one seed for each")
     for name, column in columns.items():
         if len(column) != len(seeds):
             raise ValueError(f"{name!r} has {len(column)} values for {len(seeds)} replicas; give one a replica")
+    if any(unmade(tensor) for group in tensors(template) for tensor in group.values()):
+        raise ValueError("a template with lazy layers has no sizes yet; call it once, and then stack it")
     if initialize is None:
         _check_resets(template)
     if columns and initialize is None:
         raise ValueError(f"{', '.join(columns)}: parameters of `initialize`, of which there is none")
     if any(tensor.is_meta for group in tensors(template) for tensor in group.values()):
         raise ValueError("a template on the meta device cannot be drawn from; build it on the CPU")
-    template = copied(template).to("cpu")
+    template = _own_memory(copied(template).to("cpu"))
     parameters, buffers = tensors(template)
     empty = [
         {name: torch.empty((len(seeds), *tensor.shape), dtype=tensor.dtype) for name, tensor in group.items()}
@@ -165,7 +172,7 @@ def stack(
     # Every replica starts from the template as it came, not from what its neighbour left in it.
     fresh = [(tensor, tensor.clone()) for group in (parameters, buffers) for tensor in group.values()]
     drawn: dict[Hashable, int] = {}
-    with torch.random.fork_rng(devices=[]):
+    with random_states_kept():
         for replica, seed in enumerate(seeds):
             own_parameters = {name: column[replica] for name, column in columns.items()}
             twin = drawn.setdefault(_draw_key(seed, own_parameters), replica)
@@ -174,14 +181,23 @@ def stack(
                 continue
             for tensor, first in fresh:
                 tensor.copy_(first)
-            seed_torch(seed, Purpose.MODULES)
+            seed_globals(seed, Purpose.MODULES)
             if initialize is None:
-                _reset(template)
+                reset(template)
             else:
                 initialize(template, generator(seed, Purpose.WEIGHTS), **own_parameters)
             store(template, made, replica)
     moved = [{name: rows.to(device) for name, rows in part.items()} for part in (made.parameters, made.buffers)]
     return Stack(template, moved[0], moved[1], made.seeds)
+
+
+def _own_memory(module: nn.Module) -> nn.Module:
+    """The module, its expanded tensors with memory for each number."""
+    for group in tensors(module):
+        for tensor in group.values():
+            if unrepeated(tensor) is not tensor:
+                tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return module
 
 
 def _draw_key(seed: int, parameters: Mapping[str, Any]) -> Hashable:
@@ -202,23 +218,15 @@ def _copy_replica(made: Stack, source: int, target: int) -> None:
 
 # Modules whose reset draws the parameters of the modules in them as well.
 _DEEP = (nn.MultiheadAttention, nn.Transformer)
-_RESETS = ("reset_parameters", "_reset_parameters")
 
 
 def _check_resets(module: nn.Module) -> None:
     """Refuse a template that would silently give every replica the same weights."""
     reset: set[int] = set()
     for part in module.modules():
-        if any(hasattr(part, name) for name in _RESETS):
+        if any(hasattr(part, name) for name in RESETS):
             drawn = part.parameters() if isinstance(part, _DEEP) else own_parameters(part).values()
             reset.update(map(id, drawn))
     for name, parameter in module.named_parameters():
         if id(parameter) not in reset:
             raise ValueError(f"no module's reset_parameters draws {name!r}; pass `initialize` to draw it")
-
-
-def _reset(module: nn.Module) -> None:
-    for part in module.modules():
-        for name in _RESETS:
-            if callable(getattr(part, name, None)):
-                getattr(part, name)()

@@ -107,8 +107,8 @@ def _value_and_slope(module: nn.Module, parameters: Mapping[str, Tensor], z: Ten
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         if parameters:
-            value = vmap(lambda values, at: functional_call(module, values, (at,)))(dict(parameters), z)
+            value = vmap(lambda values, at: functional_call(module, values, (at.clone(),)))(dict(parameters), z)
         else:
-            value = module(z)
+            value = module(z.clone())  # it may work in place
         (slope,) = torch.autograd.grad(value.sum(), z)
     return value.detach(), slope

@@ -56,7 +56,8 @@ class Moments(NamedTuple):
         slope2: E[phi'(u)^2].
         slope4: E[phi'(u)^4].
         mixed: E[phi(u)^2 phi'(u)^2].
-        value2_rate: d E[phi(u)^2] / dq = E[phi(u) phi'(u) u] / q.
+        along: E[phi(u) phi'(u) u], with the slope almost everywhere.
+        value2_rate: d E[phi(u)^2] / dq, which is `along` / q where phi does not jump.
         slope2_rate: d E[phi'(u)^2] / dq = E[phi'(u)^2 (u^2 / q - 1)] / (2 q).
     """
 
@@ -66,6 +67,7 @@ class Moments(NamedTuple):
     slope2: Array
     slope4: Array
     mixed: Array
+    along: Array
     value2_rate: Array
     slope2_rate: Array
 
@@ -97,10 +99,10 @@ def moments(phi: Activation, q: Array) -> Moments:
         def mean(f: Array) -> Array:
             return np.asarray(np.einsum("ij,ij->i", f, weight))
 
+        projected = mean(value * slope * z)
+        rate = projected / sigma[:, 0]
         if phi.jumps(kinks):  # the derivative of a step is not in phi'; this form needs none, at some cancellation
             rate = mean(value2 * (z * z - 1)) / (2 * sigma[:, 0] ** 2)
-        else:
-            rate = mean(value * slope * z) / sigma[:, 0]
         return Moments(
             mean(value),
             mean(value2),
@@ -108,6 +110,7 @@ def moments(phi: Activation, q: Array) -> Moments:
             mean(slope2),
             mean(slope2 * slope2),
             mean(value2 * slope2),
+            projected * sigma[:, 0],
             rate,
             mean(slope2 * (z * z - 1)) / (2 * sigma[:, 0] ** 2),
         )

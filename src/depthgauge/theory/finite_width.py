@@ -150,6 +150,10 @@ def asymptotic_log_gain(phi: Phi, sigma_w: float, q: float, width: int) -> LogGa
     return LogGain(2 * math.log(sigma_w) + math.log(slope2) - v / (2 * n), v / n)
 
 
+REUSE = 0.25
+"""Nats a layer from which on what the weights of the forward pass do to the gradient is no first order in 1 / width."""
+
+
 class SignalLaw(NamedTuple):
     """Signal and gradient over random networks of one width; natural log, each of shape (depth + 1,).
 
@@ -188,7 +192,9 @@ def signal_law(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, depth: int,
     x_l = (1 - sigma_b^2 / q) (E[h^2 phi'^2] / (q E[phi'^2]) - 1 + x_l+1 E[h phi phi']^2 / (q E[phi^2] E[phi'^2])),
     x_L = 0. It vanishes for ReLU and linear layers.
 
-    Good while the standard deviations are well below 1. NaN where the squared variance leaves the range of a double.
+    Good while the standard deviations are well below 1. NaN where the squared variance leaves the range of a double,
+    and of the gradient where that last term reaches REUSE in a layer: behind jumps, whose backward pass multiplies by a
+    slope without the jump, x can grow from layer to layer, until the gradient has turned toward the signal.
     For ReLU and linear layers the exact laws are `relu_log_gain` and `linear_log_gain`.
     """
     n = whole("width", width)
@@ -207,7 +213,7 @@ def signal_law(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, depth: int,
         slope_noise = (3 * at_q.slope4 / at_q.slope2**2 - 1) / n
         shared = sigma_w**2 * (at_q.mixed - at_q.value2 * at_q.slope2) / (n * at_q.slope2)
         excess = _excess(at_q, q, sigma_b)
-        correlation = at_q.mixed / (at_q.value2 * at_q.slope2)
+        reuse = excess[1:] * (at_q.mixed / (at_q.value2 * at_q.slope2))[:-1] / n
         reach, shift, spread = _variance_walk(rate, curve, noise)
 
         mean, variance = np.zeros(len(q)), np.zeros(len(q))
@@ -219,7 +225,8 @@ def signal_law(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, depth: int,
             carried += bend[k] * reach[k]
             variance[k] = carried[:-1] ** 2 @ noise[:-1] + local
             mean[k] = mean[k + 1] + math.log(sigma_w**2) + np.log(at_q.slope2[k]) - slope_noise[k] / 2
-            mean[k] += bend[k] * shift[k] + bend_rate[k] * spread[k] / 2 + excess[k + 1] * correlation[k] / n
+            mean[k] += bend[k] * shift[k] + bend_rate[k] * spread[k] / 2 + (reuse[k] if reuse[k] < REUSE else math.nan)
+        variance[np.isnan(mean)] = math.nan
         # ln(chi^2_n / n) has mean -1/n and variance 2/n to this order.
         forward = np.log(q) + shift / q - spread / q**2 / 2 - 1 / n
         return SignalLaw(forward, np.sqrt(spread / q**2 + 2 / n), mean, np.sqrt(np.maximum(variance, 0.0)))
@@ -234,9 +241,9 @@ def _moments_where(usable: NDArray[np.bool_], phi: Activation, q: Array) -> Mome
 
 
 def _excess(at_q: Moments, q: Array, sigma_b: float) -> Array:
-    """x_l of `signal_law`, from E[h^2 phi'^2] / (q E[phi'^2]) = 1 + 2 q bend and E[h phi phi'] = q value2_rate."""
+    """x_l of `signal_law`, from E[h^2 phi'^2] / (q E[phi'^2]) = 1 + 2 q bend."""
     bend = at_q.slope2_rate / at_q.slope2
-    handed = q * at_q.value2_rate**2 / (at_q.value2 * at_q.slope2)
+    handed = at_q.along**2 / (q * at_q.value2 * at_q.slope2)
     excess = np.zeros(len(q))
     for k in range(len(q) - 2, 0, -1):
         excess[k] = (1 - sigma_b**2 / q[k]) * (2 * q[k] * bend[k] + handed[k] * excess[k + 1])

@@ -147,7 +147,7 @@ def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[R
         yield (f"{OF_ROWS} at {listed(rows)}", f"draw {listed(rows)} with standard deviation dim**-0.5",
                lambda model: _draw_rows(model, rows))  # fmt: skip
     gain, activation = _gain(training.model)
-    every = [layer.name for layer in weighted(training.model)]
+    every = [layer.name for layer in weighted(training.model) if layer.maps]
     draw = f"torch.nn.init.normal_(weight, std={gain:.3g} / fan_in**0.5), biases 0"
     if 0 < len(wrong) < len(every):
         yield (f"gain {gain:.3g} at {listed(wrong)}", f"initialize {listed(wrong)} with gain {gain:.3g}: {draw}",
