@@ -91,7 +91,7 @@ SUMS: Mapping[Any, Count] = {
     torch.ops.aten._addmm_activation: lambda _self, one, other, **_: int(one.numel() * other.shape[-1]),
     torch.ops.aten._sparse_addmm: lambda _self, one, other, **_: _of_matrices(one, other),
     torch.ops.aten._sparse_mm: lambda one, other, *_: _of_matrices(one, other),
-    torch.ops.aten._sparse_sparse_matmul: lambda one, other: _of_matrices(one, other),
+    torch.ops.aten._sparse_sparse_matmul: _of_matrices,
     torch.ops.aten._trilinear: _trilinear,
     torch.ops.aten.conv_tbc: _tbc,
     torch.ops.aten.linear: _linear,  # of a nested tensor, as the next
