@@ -1,4 +1,4 @@
-"""How many products an operator makes that torch's own counter of operations does not know.
+"""Products in the operators that torch's own counter of operations does not know.
 
 Products of vectors and of sparse matrices, and operators that have whole layers inside: recurrent ones and attention,
 as a device's library has them, of which autograd sees one call. `operations` counts with these.
