@@ -53,7 +53,8 @@ def ratios(ours: Callable[[], object], theirs: Callable[[], object], pairs: int)
 
 
 def report(benchmark: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], name: str, found: list[float]) -> None:
-    benchmark.extra_info.update(ratio=statistics.median(found), low=min(found), high=max(found), pairs=len(found))
+    told = {"ratio": statistics.median(found), "low": min(found), "high": max(found), "pairs": len(found)}
+    benchmark.extra_info[name.partition(": ")[2]] = told
     with capsys.disabled():
         print(f"\n{name:48} | {statistics.median(found):6.2f} x ({min(found):.2f} to {max(found):.2f})", end="")  # noqa: T201 # a result
 

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.optim import optimizer
 
 from depthgauge import float32, running
 from depthgauge.isolation import isolated, preserved, states
@@ -82,6 +83,16 @@ TABLE: dict[str, tuple[Callable[[], object], Callable[[], Any]]] = {
     "torch threads": (lambda: torch.set_num_threads(3), torch.get_num_threads),
     "cudnn": (lambda: setattr(torch.backends.cudnn, "benchmark", True), lambda: torch.backends.cudnn.benchmark),
     "attention": (lambda: torch.backends.cuda.enable_math_sdp(False), torch.backends.cuda.math_sdp_enabled),
+    "attention of cuDNN": (
+        lambda: torch.backends.cuda.enable_cudnn_sdp(False), torch.backends.cuda.cudnn_sdp_enabled
+    ),
+    "attention's fast path": (
+        lambda: torch.backends.mha.set_fastpath_enabled(False), torch.backends.mha.get_fastpath_enabled
+    ),
+    "hooks of every optimizer": (
+        lambda: optimizer.register_optimizer_step_pre_hook(lambda *_: None),
+        lambda: len(optimizer._global_optimizer_pre_hooks),
+    ),
     "hooks of every module": (module_hook, lambda: len(torch.nn.modules.module._global_forward_hooks)),
     "random states": (draw, random_numbers),
     "numpy errors": (lambda: np.seterr(all="raise"), np.geterr),

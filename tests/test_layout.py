@@ -29,10 +29,10 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         (
-            "architecture conditions copies digits float32 folder foreign formats frames jsonfile modules nested"
-            " operations restoring seeding topics updating verdict version"
+            "architecture conditions copies digits float32 folder foreign formats frames jsonfile modules multiplying"
+            " nested restoring seeding topics updating verdict version"
         ),
-        "data environment isolation probe reaching stats study theory trace",
+        "data environment isolation operations probe reaching stats study theory trace",
         (
             "code costs declaration drifting encoding initialization precision preflight questions replicas summation"
             " timing"

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from depthgauge import probe
-from depthgauge.probe import destinations
+from depthgauge.probe import destinations, watching
 from depthgauge.probe.alarm import NOTHING, WINDOW, Ranges, discount, e_value, p_value
 from depthgauge.probe.destinations import Table
 
@@ -117,6 +117,68 @@ def test_a_logger_that_raises_is_told_of_once_and_the_run_goes_on(run: Run) -> N
         "rows are written no more: OSError: no space left; the run is still watched"
     ]
     assert caught[0].filename == __file__
+
+
+def test_what_cannot_be_closed_keeps_no_other_from_it_and_hides_no_exception(run: Run) -> None:
+    class Full:
+        def add_scalar(self, *_: object) -> None:
+            pass
+
+        def flush(self) -> None:
+            raise OSError("no space left")
+
+    class Kept:
+        closed = 0
+
+        def __call__(self, _: pd.DataFrame) -> None:
+            pass
+
+        def close(self) -> None:
+            self.closed += 1
+
+    def training(watch: probe.Watch) -> None:
+        with watch:
+            run.step(spoil=True)
+            raise RuntimeError("the user's")
+
+    kept = Kept()
+    watch = probe.watch(run.model, run.optimizer, every=1, to=[Full(), kept])
+    with warnings.catch_warnings(record=True, action="always") as told:  # noqa: SIM117 - of one statement
+        with pytest.raises(RuntimeError, match="the user's") as caught:
+            training(watch)
+    assert str(told[-1].message) == "the last rows could not be written: OSError: no space left"
+    assert kept.closed == 1
+    assert caught.value.__notes__ == [f"depthgauge: {watch.first_nonfinite}"]
+
+
+def test_a_logger_may_do_with_its_rows_what_it_likes(run: Run) -> None:
+    frames: list[pd.DataFrame] = []
+
+    def greedy(rows: pd.DataFrame) -> None:
+        rows["log2_rms"] = 0.0
+        rows.pop("step")
+
+    with probe.watch(run.model, run.optimizer, every=1, to=[greedy, frames.append]) as watch:
+        for _ in range(3):
+            run.step()
+    assert [set(frame["step"]) for frame in frames] == [{0}, {1}, {2}]
+    pd.testing.assert_frame_equal(watch.rows, pd.concat(frames, ignore_index=True).tail(21))
+
+
+def test_an_output_and_a_layer_of_one_name_are_two_figures() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": 1024 * self.logits(x)}
+
+    model, frames = nn.ModuleDict({"head": Head()}), list[pd.DataFrame]()
+    with probe.track(model, directions="activation", on_step=lambda record: frames.append(record.to_frame())):
+        model["head"](torch.ones(2, 4))
+    named = probe.scalars(watching.with_log2_rms(frames[0]))
+    assert named["activation/head/logits"] == pytest.approx(named["activation/head.logits"] + 10)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +378,43 @@ def test_what_a_crash_left_is_mended_and_added_to(tmp_path: Path) -> None:
     again(_rows(99))
     assert pd.read_parquet(path)["step"].tolist() == [*range(16), 99]
     assert not (path / ".16.writing").exists()
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_two_watches_may_share_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "run.parquet"
+    one, other = Table(path), Table(path)
+    for step in range(6):
+        one(_rows(step))
+        other(_rows(100 + step))
+    assert sorted(pd.read_parquet(path)["step"]) == [*range(6), *range(100, 106)]
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_files_of_others_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    path.mkdir()
+    others = {path / name for name in ("2024-01.parquet", "2024-02.parquet", "2024-01-05.parquet")}
+    for each in others:
+        each.write_bytes(b"theirs")
+    table = Table(path)
+    for step in range(5):
+        table(_rows(step))
+    assert {each for each in others if each.read_bytes() == b"theirs"} == others
+    assert len(list(path.iterdir())) == len(others) + 2
+
+
+def test_a_file_in_the_place_of_a_table_is_told_and_a_watch_that_does_not_begin_makes_none(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file.parquet").write_bytes(b"theirs")
+    hooks = len(nn.modules.module._global_forward_hooks)
+    with pytest.raises(ValueError, match=r"file\.parquet' is a file, and the table is a folder of files"):
+        probe.watch(run.model, run.optimizer, to=tmp_path / "file.parquet")
+    with pytest.raises(ValueError, match="no layer matches 'nowhere'"):
+        probe.watch(run.model, run.optimizer, to=tmp_path / "run.parquet", layers="nowhere")
+    assert [each.name for each in tmp_path.iterdir()] == ["file.parquet"]
+    assert len(nn.modules.module._global_forward_hooks) == hooks
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,20 @@ def test_sparse_gradients_and_jagged_batches_are_profiled(tmp_path: Path) -> Non
     assert (nested.resident["parameters"], nested.trained) == (20 * FLOAT, 16 * FLOAT)
 
 
+def test_an_optimizer_that_evaluates_the_loss_itself_is_profiled(tmp_path: Path) -> None:
+    model, batch = stack(), torch.randn(BATCH, INPUTS)
+    once = recorded(tmp_path, model, batch)
+    training = Training(model, [batch], lambda model, batch: square(model(batch)))
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+    captured = capture(
+        replace(training, optimizer=optimizer), label="closure", folder=tmp_path, ceilings=CPU, setting={},
+        seconds=0.01,
+    )  # fmt: skip
+    passes = sum(each.flops for each in captured.operations) / sum(each.flops for each in once.operations)
+    assert passes > 2  # the gradients there were, and each evaluation of the closure
+    assert not optimizer.state
+
+
 def test_a_step_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(
         ProfileError, match=r"stack in float32 cannot run a training step on cpu, fed float32 32 x 9: mat1 and mat2"

@@ -27,6 +27,7 @@ import depthgauge
 from depthgauge import Training, models, nested, roofline
 from depthgauge.cli import main
 from depthgauge.factories import Input, TargetError
+from depthgauge.restoring import restored
 from depthgauge.studies.gradient_flow import architectures
 from depthgauge.study import Case, Context
 from depthgauge.workload import DrawnLabels, Inputs, WorkloadError, default_loss, inputs
@@ -591,6 +592,21 @@ def test_what_a_scheduler_looks_at_is_left_as_it_was() -> None:
         optimizer.step()
     with pytest.warns(UserWarning, match="before `optimizer.step"):  # no step was made
         scheduler.step()
+
+
+def test_schedulers_inside_of_a_scheduler_are_left_as_they_were() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    rates = torch.optim.lr_scheduler
+    inner = [rates.ConstantLR(optimizer, 0.5, 3), rates.CosineAnnealingLR(optimizer, 10)]
+    scheduler = rates.SequentialLR(optimizer, inner, [2])
+    before = [copy.deepcopy(each.state_dict()) for each in inner]
+    with restored([model], optimizer, scheduler):
+        for _ in range(4):
+            optimizer.step()
+            scheduler.step()
+        assert [each.state_dict() for each in inner] != before
+    assert [each.state_dict() for each in inner] == before
 
 
 def test_hooks_that_a_first_call_adds_and_the_flag_that_says_so_go_together() -> None:

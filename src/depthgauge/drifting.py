@@ -119,9 +119,11 @@ def measured(
 
     Raises:
         ValueError: neither margin nor ratio, or both; no seeds, or one twice; a name that is no file's; the baseline is
-            damaged, or of other figures; a figure without a margin.
+            damaged, or of other figures; what is made is no figures, or has one without a margin, or without a ratio.
         FileNotFoundError: there is no baseline.
+        OSError: it cannot be written.
     """
+    __tracebackhide__ = True
     seeds = [int(seed) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds are different whole numbers, not {seeds}")
@@ -135,6 +137,8 @@ def measured(
         raise FileNotFoundError(f"no baseline {path}: run pytest --numerics-update, and commit the file")
     stored = None if update else _read(path)
     figures = _figures(make, seeds, lambda names: _check_names(stored, names, margin))
+    if ratio is not None:
+        _check_above_zero(figures)
     if stored is None:
         _write(path, seeds, figures)
         return Drift(path, {})
@@ -143,15 +147,32 @@ def measured(
 
 def _figures(make: Make, seeds: Sequence[int], check: Callable[[Collection[str]], None]) -> Figures:
     """Figures by name, over seeds; their names are checked once the first seed has told them."""
+    __tracebackhide__ = True
     rows: list[dict[str, float]] = []
     for seed in seeds:
-        value = make(seed)
-        rows.append(dict(value) if isinstance(value, Mapping) else {ONLY: value})
+        rows.append(_numbers(make(seed), seed))
         if rows[-1].keys() != rows[0].keys():
             raise ValueError("make(seed) gives figures of the same names for every seed")
         if len(rows) == 1:
             check(rows[0].keys())
-    return {name: tuple(float(row[name]) for row in rows) for name in rows[0]}
+    return {name: tuple(row[name] for row in rows) for name in rows[0]}
+
+
+def _numbers(made: object, seed: int) -> dict[str, float]:
+    """What one seed has made, by name; names are text, as in the file.
+
+    Raises:
+        ValueError: it is no number, and no mapping of names to numbers.
+    """
+    __tracebackhide__ = True
+    named = {str(name): value for name, value in made.items()} if isinstance(made, Mapping) else {ONLY: made}
+    try:
+        numbers = {name: float(value) for name, value in named.items()}
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # what a tensor of several numbers raises, too
+        numbers = {}
+    if not numbers:
+        raise ValueError(f"make({seed}) gives {made!r:.60}, where a number belongs, or a mapping of names to numbers")
+    return numbers
 
 
 def _check_names(stored: _Baseline | None, names: Collection[str], margin: float | Mapping[str, float] | None) -> None:
@@ -160,12 +181,30 @@ def _check_names(stored: _Baseline | None, names: Collection[str], margin: float
     Raises:
         ValueError: it is not, or one has none.
     """
+    __tracebackhide__ = True
     if stored and stored.figures.keys() != set(names):
         raise ValueError(
             f"{stored.path} holds {', '.join(stored.figures)}, and now there are {', '.join(names)}: store them anew"
         )
-    if isinstance(margin, Mapping) and (without := [name for name in names if name not in margin]):
-        raise ValueError(f"margin has no {', '.join(without)}, which make(seed) gives: it has {', '.join(margin)}")
+    margins = _by_text(margin) if isinstance(margin, Mapping) else dict.fromkeys(names, 0.0)
+    if without := [name for name in names if name not in margins]:
+        raise ValueError(f"margin has no {', '.join(without)}, which make(seed) gives: it has {', '.join(margins)}")
+
+
+def _check_above_zero(figures: Figures) -> None:
+    """Check that figures have ratios; one that is not finite is a result.
+
+    Raises:
+        ValueError: one is zero or less.
+    """
+    __tracebackhide__ = True
+    for name, values in figures.items():
+        if (least := min(values)) <= 0:
+            raise ValueError(f"ratio= takes figures above zero, and {name} is {least:g}: give margin= in its place")
+
+
+def _by_text(margin: Mapping[str, float]) -> dict[str, float]:
+    return {str(name): limit for name, limit in margin.items()}
 
 
 def _held_against(
@@ -179,11 +218,16 @@ def _held_against(
 
     Seeds that both have are compared in pairs; where these are not all, the samples are compared unpaired.
     """
+    __tracebackhide__ = True
     compare = stats.paired if stored.seeds == tuple(seeds) else stats.unpaired
+    margins = _by_text(margin) if isinstance(margin, Mapping) else dict.fromkeys(figures, margin)
     comparisons = []
     for name, values in figures.items():
-        limit = ratio if ratio is not None else margin[name] if isinstance(margin, Mapping) else margin
-        comparisons.append(compare(values, stored.figures[name], log=ratio is not None, margin=limit))
+        limit = margins[name] if ratio is None else ratio
+        try:
+            comparisons.append(compare(values, stored.figures[name], log=ratio is not None, margin=limit))
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be held against {stored.path}: {error}") from None
     together = dict(zip(figures, stats.together(comparisons), strict=True))
     was, now = stored.versions, versions()
     changed = ", ".join(f"{name} {was.get(name)}" for name in now if was.get(name) != now[name])
@@ -200,13 +244,18 @@ def versions() -> dict[str, str]:
 
 
 def _write(path: Path, seeds: Sequence[int], figures: Figures) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    __tracebackhide__ = True
     values = {name: [each if math.isfinite(each) else str(each) for each in row] for name, row in figures.items()}
     document = {"schema": SCHEMA, "versions": versions(), "seeds": list(seeds), "figures": values}
-    write_whole(path, f"{json.dumps(document, indent=1, allow_nan=False)}\n".encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, f"{json.dumps(document, indent=1, allow_nan=False)}\n".encode())
+    except OSError as error:
+        raise OSError(f"the baseline {path} cannot be written: {error.strerror}") from None
 
 
 def _read(path: Path) -> _Baseline:
+    __tracebackhide__ = True
     try:
         document = jsonfile.read(path)
         if document["schema"] != SCHEMA:

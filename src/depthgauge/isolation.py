@@ -218,6 +218,7 @@ def _pandas() -> Iterator[State]:
 
 def _torch() -> Iterator[State]:
     import torch
+    from torch.optim import optimizer  # which is no attribute there
 
     def default_device() -> str:
         return str(torch.get_default_device())
@@ -251,9 +252,10 @@ def _torch() -> Iterator[State]:
     yield from _autocast("cpu")
     yield from _autocast("cuda")
     yield from _backends()
-    for name, hooks in vars(torch.nn.modules.module).items():
-        if name.startswith("_global_") and isinstance(hooks, dict):
-            yield State(f"torch {name.strip('_')}", hooks.copy, _in_place(hooks))
+    for place in (torch.nn.modules.module, optimizer):
+        for name, hooks in vars(place).items():
+            if name.startswith("_global_") and isinstance(hooks, dict):
+                yield State(f"torch {name.strip('_')}", hooks.copy, _in_place(hooks))
 
 
 def _autocast(device: str) -> Iterator[State]:
@@ -286,7 +288,8 @@ def _backends() -> Iterator[State]:
             setattr(place, name, value)
 
         yield State(f"{place.__name__}.{name}", lambda place=place, name=name: getattr(place, name), write)  # type: ignore[misc] # mypy cannot infer a lambda with defaults
-    for kind in ("flash", "mem_efficient", "math"):
+    yield State("attention fast path", torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled)
+    for kind in ("flash", "mem_efficient", "math", "cudnn"):
         enabled = getattr(torch.backends.cuda, f"{kind}_sdp_enabled")
         yield State(f"attention {kind}", enabled, getattr(torch.backends.cuda, f"enable_{kind}_sdp"))
 

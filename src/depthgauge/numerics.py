@@ -82,12 +82,25 @@ class Numerics:
         folder: where baselines of the test's file are.
         update: whether baselines are written.
         note: shows a title and a text with the test's report where it fails, or where all reports are asked for.
+        test: name of the test.
+        stored: path of each baseline that the session has stored -> the test that has.
     """
 
-    def __init__(self, folder: Path, *, update: bool, note: Callable[[str, str], object] = lambda *_: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        update: bool,
+        note: Callable[[str, str], object] = lambda *_: None,
+        test: str = "this test",
+        stored: dict[Path, str] | None = None,
+    ) -> None:
         self._folder = folder
         self._update = update
         self._note = note
+        self._test = test
+        self._stored = {} if stored is None else stored
+        self._own: set[Path] = set()
 
     def check(self, training: Training | nn.Module, *arguments: Any, **options: Any) -> Soundness:
         """Check a training as `depthgauge.check` does, with the same arguments; budget: 10 seconds by default.
@@ -144,10 +157,33 @@ class Numerics:
             ratio: the same as a factor, `1.05`, for figures above zero; in place of `margin`.
 
         Raises:
-            ValueError: neither margin nor ratio, or both; no seeds, or one twice; a name that is no file's.
+            ValueError: neither margin nor ratio, or both; no seeds, or one twice; a name that is no file's, or another
+                baseline's that was stored just now; `make(seed)` gives no numbers.
             FileNotFoundError: there is no baseline yet; the message says how to store one.
+            OSError: the baseline cannot be written.
         """
         __tracebackhide__ = True
-        if Path(name).name != name:
+        if not name or Path(name).name != name:
             raise ValueError(f"{name!r} is no name of a file: a baseline lies in the folder beside its tests")
-        return measured(self._folder / f"{name}.json", make, seeds, margin, ratio, update=self._update)
+        path = self._folder / f"{name}.json"
+        if self._update:
+            self._check_free(path)
+        found = measured(path, make, seeds, margin, ratio, update=self._update)
+        if self._update:
+            self._stored[path] = self._test
+            self._own.add(path)
+        return found
+
+    def _check_free(self, path: Path) -> None:
+        """Check that nobody has stored a baseline in this session, but for an earlier run of this test.
+
+        Raises:
+            ValueError: another test has, or this one has.
+        """
+        __tracebackhide__ = True
+        owner = self._stored.get(path, self._test)
+        if owner != self._test or path in self._own:
+            raise ValueError(
+                f"{path} was stored just now by {owner}: give each baseline a name of its own, and the parameters of a"
+                ' test a place in it, as in numerics.drift(f"loss_{depth}", ...)'
+            )

@@ -21,6 +21,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop, shape_wrapper
 
+from depthgauge.multiplying import LAYERS, SPARSE, SUMS, is_sparse, stored
+
+WHOLE_LAYERS = frozenset(packet._qualified_op_name for packet in LAYERS)
+"""Names of operators that are a whole layer, as `Operation` has them."""
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -30,8 +35,9 @@ class Operation:
         name: the operator's name in torch.profiler: `aten::addmm`.
         shapes: of the tensors that it is given, in their order, those without dimensions left out; of sparse and nested
             ones those of the values that are stored.
-        flops: multiplications and additions of matrix products, convolutions and attention, two each term;
-            elementwise operations are not counted (torch.utils.flop_counter).
+        flops: multiplications and additions of products of matrices and vectors, convolutions and attention, those
+            inside of a library's recurrent and attention layers among them, two each term; of sparse matrices those of
+            stored numbers. Elementwise operations are not counted (torch.utils.flop_counter).
         bytes: that it must read and write, without fusion between operators (see `transfers`).
         dtype: of the first tensor that it is given, else of what it returns: `float32`.
     """
@@ -41,17 +47,6 @@ class Operation:
     flops: int
     bytes: int
     dtype: str
-
-
-def stored(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The dense tensors that hold a tensor's numbers; itself as a rule."""
-    if tensor.layout is torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    if tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
-        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-    return (tensor.values(),) if tensor.is_nested else (tensor,)
 
 
 @contextmanager
@@ -85,9 +80,21 @@ _FORMULAS: Mapping[Any, Callable[..., Any]] = {
 
 
 def multiplications(func: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object], out: Any) -> int:
-    """Number of products in a matrix product, convolution or attention; 0 of any other operator."""
-    formula = _FORMULAS.get(func.overloadpacket)
+    """Number of products in a product of matrices or vectors, a convolution or attention; 0 of any other operator.
+
+    An operator that is a whole layer counts as another one: its results are no sums of products.
+    """
+    packet = func.overloadpacket
+    if own := (SPARSE if any(map(is_sparse, args)) else {}).get(packet) or SUMS.get(packet):
+        return own(*args, **kwargs)
+    formula = _FORMULAS.get(packet)
     return int(formula(*args, **kwargs, out_val=out)) // 2 if formula else 0
+
+
+def in_layers(func: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> int:
+    """Number of products inside of an operator that is a whole layer; 0 of any other."""
+    count = LAYERS.get(func.overloadpacket)
+    return count(*args, **kwargs) if count else 0
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not typed __init_subclass__
@@ -108,25 +115,31 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
         given = [*_tensors(args), *_tensors(list(kwargs.values()))]
         moved = [*given, *_tensors(out)]
         if moved and not _idle(func):
+            whole = next(each for value in (args, list(kwargs.values()), out) for each in _whole(value))
             self.operations.append(
                 Operation(
                     name=func.overloadpacket._qualified_op_name,
                     shapes=tuple(tuple(tensor.shape) for tensor in given if tensor.dim()),
-                    flops=2 * multiplications(func, args, kwargs, out),
+                    flops=2 * (multiplications(func, args, kwargs, out) or in_layers(func, args, kwargs)),
                     bytes=transfers(func, args, kwargs, out),
-                    dtype=str(moved[0].dtype).removeprefix("torch."),
+                    dtype=str(whole.dtype).removeprefix("torch."),
                 )
             )
         return out
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    """The tensors of an argument; of a sparse or jagged one those that hold its numbers."""
+def _whole(value: object) -> Iterator[torch.Tensor]:
+    """The tensors of an argument."""
     if isinstance(value, torch.Tensor):
-        yield from stored(value)
+        yield value
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from _whole(item)
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """The tensors of an argument; of a sparse or jagged one those that hold its numbers."""
+    return (part for each in _whole(value) for part in stored(each))
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------

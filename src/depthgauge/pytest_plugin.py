@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from depthgauge.numerics import Numerics
 
 PACKAGE = "depthgauge"
+_STORED = pytest.StashKey[dict[Path, str]]()
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: Any) -> None:
@@ -37,4 +38,6 @@ def numerics(request: pytest.FixtureRequest) -> Numerics:
         folder=path.parent / "numerics" / path.stem,
         update=bool(request.config.getoption("--numerics-update")),
         note=lambda title, text: request.node.add_report_section("call", title, text),
+        test=request.node.nodeid,
+        stored=request.config.stash.setdefault(_STORED, {}),
     )

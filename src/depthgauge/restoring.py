@@ -55,7 +55,7 @@ def restored(
     plain = [(part, {name: value for name, value in vars(part).items() if name not in _DICTIONARIES}) for part in open_]
     modes = [(part, part.training) for part in parts]
     owned = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    for stepped in (each for given in (optimizer, *others) for each in _optimizers(given)):
+    for stepped in (each for given in (optimizer, *others) for each in _steppers(given)):
         places.add(getattr(stepped, "param_groups", None))
         places.add(getattr(stepped, "state", None))
         places.add(vars(stepped))  # hooks, and what schedulers leave there; a scheduler's numbers
@@ -114,15 +114,18 @@ def _unassign(part: nn.Module, before: dict[str, Any]) -> None:
     now.update({name: before[name] for name in before.keys() - now.keys()})
 
 
-def _optimizers(optimizer: object) -> Iterator[object]:
-    """The optimizer, and those that it holds and steps; or a scheduler."""
-    if optimizer is None:
+def _steppers(given: object, seen: set[int] | None = None) -> Iterator[object]:
+    """The optimizer or scheduler, and those that it holds and steps, however deep."""
+    seen = set() if seen is None else seen
+    if given is None or id(given) in seen:
         return
-    yield optimizer
-    held = [
-        each for value in vars(optimizer).values() for each in (value if isinstance(value, list | tuple) else [value])
-    ]
-    yield from (each for each in held if isinstance(each, torch.optim.Optimizer) and each is not optimizer)
+    seen.add(id(given))
+    yield given
+    for value in list(vars(given).values()):
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        for each in parts:
+            if isinstance(each, torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler):
+                yield from _steppers(each, seen)
 
 
 def has_no_sizes(part: nn.Module) -> bool:

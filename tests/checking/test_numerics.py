@@ -35,6 +35,11 @@ def storing(tmp_path: Path) -> Numerics:
     return Numerics(tmp_path / "numerics" / "test_mine", update=True)
 
 
+def _anew(storing: Numerics) -> Numerics:
+    """The fixture of another session."""
+    return Numerics(storing._folder, update=True)
+
+
 # -- check -------------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +174,7 @@ def test_not_finite_is_a_result(fixture: Numerics, storing: Numerics) -> None:
         ("loss", {"margin": 0.1, "ratio": 1.1}, "declared margin"),
         ("loss", {"margin": 0.1, "seeds": [1, 1]}, "different whole numbers"),
         ("a/b?", {"margin": 0.1}, "is no name of a file"),
+        ("", {"margin": 0.1}, "'' is no name of a file"),
     ],
 )
 def test_wrong_use_is_one_sentence(storing: Numerics, name: str, options: dict[str, Any], message: str) -> None:
@@ -181,7 +187,7 @@ def test_a_file_that_is_no_baseline_is_told_of(fixture: Numerics, storing: Numer
     path.write_text("[1, 2]")
     with pytest.raises(ValueError, match="is no baseline"):
         fixture.drift("loss", _loss, margin=0.1)
-    storing.drift("loss", lambda seed: {"other": float(seed)}, margin=0.1)
+    _anew(storing).drift("loss", lambda seed: {"other": float(seed)}, margin=0.1)
     with pytest.raises(ValueError, match="holds other, and now there are value: store them anew"):
         fixture.drift("loss", _loss, margin=0.1)
 
@@ -222,11 +228,65 @@ def test_names_are_compared_after_the_first_seed(fixture: Numerics, storing: Num
     for numerics in (storing, fixture):
         with pytest.raises(ValueError, match=r"margin has no norm, which make\(seed\) gives: it has loss"):
             numerics.drift("two", figures, margin={"loss": 0.1})
-        storing.drift("two", lambda seed: {"loss": _loss(seed), "norm": 1.0}, margin=0.1)
-    storing.drift("two", lambda seed: {"loss": float(seed)}, margin=0.1)
+        _anew(storing).drift("two", lambda seed: {"loss": _loss(seed), "norm": 1.0}, margin=0.1)
+    _anew(storing).drift("two", lambda seed: {"loss": float(seed)}, margin=0.1)
     with pytest.raises(ValueError, match="holds loss, and now there are loss, norm"):
         fixture.drift("two", figures, margin=0.1)
     assert asked == [0, 0, 0]
+
+
+def test_names_are_those_of_the_file_whatever_they_were(fixture: Numerics, storing: Numerics) -> None:
+    def figures(seed: int) -> dict[int, float]:
+        return {0: _loss(seed), 1: 1.0}
+
+    storing.drift("layers", figures, margin={0: 0.1, 1: 0.2})  # type: ignore[arg-type, dict-item]  # as users have it
+    found = fixture.drift("layers", figures, margin={0: 0.1, 1: 0.2})  # type: ignore[arg-type, dict-item]
+    assert {name: each.margin for name, each in found.comparisons.items()} == {"0": 0.1, "1": 0.2}
+
+
+@pytest.mark.parametrize("made", [None, {}, [1.0, 2.0], "low", torch.zeros(2), {"loss": None}, 10**400])
+def test_what_is_no_figure_is_stored_nowhere_and_told(storing: Numerics, made: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"make\(0\) gives .* where a number belongs, or a mapping of names to numbers"
+    ):
+        storing.drift("loss", lambda _: made, margin=0.1)
+    assert not storing._folder.exists()
+
+
+def test_figures_without_a_ratio_are_named(storing: Numerics) -> None:
+    with pytest.raises(ValueError, match="ratio= takes figures above zero, and low is 0: give margin= in its place"):
+        storing.drift("loss", lambda seed: {"low": float(seed), "high": _loss(seed)}, ratio=1.1)
+    assert not storing._folder.exists()
+
+
+def test_a_margin_that_is_none_is_told_with_the_figure(fixture: Numerics, storing: Numerics) -> None:
+    storing.drift("loss", _loss, margin=-1.0)
+    with pytest.raises(ValueError, match=r"value cannot be held against .*loss\.json: a margin is a size"):
+        fixture.drift("loss", _loss, margin=-1.0)
+
+
+def test_a_baseline_that_cannot_be_written_is_one_sentence(storing: Numerics) -> None:
+    storing._folder.parent.mkdir()
+    storing._folder.write_text("a file")
+    with pytest.raises(OSError, match=r"the baseline .*loss\.json cannot be written: File exists"):
+        storing.drift("loss", _loss, margin=0.1)
+
+
+def test_no_test_stores_the_baseline_of_another(tmp_path: Path) -> None:
+    stored: dict[Path, str] = {}
+
+    def numerics(test: str) -> Numerics:
+        return Numerics(tmp_path / "test_mine", update=True, test=test, stored=stored)
+
+    first = numerics("test_loss[1]")
+    path = first.drift("loss", _loss, margin=0.1).path
+    kept = path.read_text()
+    with pytest.raises(ValueError, match=r"loss.json was stored just now by test_loss\[1\]: give each baseline a name"):
+        first.drift("loss", lambda _: 7.0, margin=0.1)
+    with pytest.raises(ValueError, match=r"was stored just now by test_loss\[1\]"):
+        numerics("test_loss[2]").drift("loss", lambda _: 7.0, margin=0.1)
+    assert path.read_text() == kept
+    numerics("test_loss[1]").drift("loss", _loss, margin=0.1)  # run again, as a flaky test is
 
 
 # -- the plugin --------------------------------------------------------------------------------------------------------
@@ -292,3 +352,16 @@ def test_a_suite_that_uses_it_stores_a_baseline_and_shows_what_was_found(
     assert moved.returncode == 1
     assert re.search(r"E +AssertionError: different from .*loss\.json", moved.stdout)
     assert "drifting.py" not in moved.stdout  # the frame that is shown is the user's
+    missing = _pytest(tmp_path / "other", {**installed, "SHIFT": "0"}, text)
+    assert "no baseline" in missing.stdout
+    assert "drifting.py" not in missing.stdout
+    twice = """
+        import pytest
+
+        @pytest.mark.parametrize("shift", [0, 100])
+        def test_drift(numerics, shift):
+            numerics.drift("loss", lambda seed: seed + shift, margin=0.1)
+    """
+    both = _pytest(tmp_path / "both", installed, twice, "--numerics-update")
+    assert "1 failed, 1 passed" in both.stdout
+    assert re.search(r"ValueError: .*loss\.json was stored just now by .*test_drift\[0\]", both.stdout)

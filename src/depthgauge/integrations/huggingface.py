@@ -17,8 +17,8 @@ from depthgauge.probe import Watch, watch
 class WatchCallback(TrainerCallback):  # type: ignore[misc]  # of a class without types
     """Watch a `Trainer`'s run from its first step to its last.
 
-    Steps are those of the Trainer: a resumed run goes on counting. A training that an exception ends is told of no end:
-    call `close(error)`, or begin another one.
+    Steps are those of the Trainer: a resumed run goes on counting. Of several processes the first hands rows on.
+    A training that an exception ends is told of no end: call `close(error)`, or begin another one.
 
     Args:
         **options: of `probe.watch`: `every`, `to`, `layers`, `scaler` (by default the Trainer's own), `last`, `alarm`.
@@ -36,6 +36,8 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]  # of a class withou
         self.close()
         optimizer = kwargs["optimizer"]
         options = {"scaler": getattr(optimizer, "scaler", None), **self._options}  # that of Accelerate's wrapper
+        if not state.is_world_process_zero:
+            options["to"] = None  # tables and loggers have one writer
         self.watch = watch(kwargs["model"], optimizer, **options)
         self.watch.start = state.global_step
 

@@ -24,7 +24,7 @@ class WatchCallback(Callback):  # type: ignore[misc]  # of a class without types
     """Watch a `Trainer`'s run from its first step to its last, or to the exception that ends it.
 
     Figures of each recorded step go to the Trainer's loggers, and to `to`. With several optimizers a step ends when the
-    last of them has stepped.
+    last of them has stepped. Of several processes the first hands rows on.
 
     Args:
         log: whether the Trainer's loggers get the figures.
@@ -46,11 +46,13 @@ class WatchCallback(Callback):  # type: ignore[misc]  # of a class without types
         sinks = [*(to if isinstance(to, list | tuple) else [] if to is None else [to])]
         if self._log and trainer.loggers:
             sinks.append(_Loggers(trainer.loggers))
+        if not trainer.is_global_zero:
+            sinks = []
         optimizers = trainer.optimizers
         optimizer = optimizers if len(optimizers) > 1 else optimizers[0] if optimizers else None
         options = {"scaler": getattr(trainer.precision_plugin, "scaler", None), **self._options, "to": sinks}
         self.watch = watch(pl_module, optimizer, **options)
-        self.watch.start = trainer.global_step
+        self.watch.start = trainer.global_step // max(1, len(optimizers))  # it counts each optimizer's steps
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - their names
         """End the watch, and write what is not written yet."""

@@ -304,7 +304,7 @@ def _summed(counted: list[operations.Operation]) -> Work:
             continue
         if name in ARITHMETIC or name.rstrip("_") in ARITHMETIC:
             done += Work(1)
-        elif each.flops:
+        elif each.flops and each.name not in operations.WHOLE_LAYERS:
             done += Work(1, 0, each.flops // 2)
         else:
             done += Work(0, 1, max((math.prod(shape) for shape in each.shapes), default=0))

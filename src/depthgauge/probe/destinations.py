@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Destination = Callable[["pd.DataFrame"], object]
 
 SECONDS = 2.0  # what a crash may cost of a Parquet table: rows wait so long for others to be written with them
+_FILE = re.compile(r"(\d{9,})-(\d{9,})")  # the name of a table's file: the first and the last of the writes in it
 FANOUT = 16  # files of a size that are joined into one: a table of n writes has at most 16 log16(n) files
 
 
@@ -28,7 +30,7 @@ def destinations(to: Any) -> list[Destination]:
             list of these, or None.
 
     Raises:
-        ValueError: anything else.
+        ValueError: anything else, or a path at which there is a file.
     """
     if to is None:
         return []
@@ -55,8 +57,8 @@ def scalars(rows: pd.DataFrame) -> dict[str, float]:
     """The figures of one recorded step by name, as loggers take them: `wandb.log(probe.scalars(rows), step=...)`.
 
     `weight_gradient/blocks.3.weight` is log2 of the tensor's root mean square over its finite values, left out where
-    all are zero; of a layer that ran several times in the step its first call counts. `not_finite` is the number of
-    values that are not, in all tensors together.
+    all are zero; of a layer that ran several times in the step its first call counts. One of several outputs comes
+    after a stroke, `activation/encoder/0`. `not_finite` is the number of values that are not, in all tensors together.
 
     Args:
         rows: of one step, as `watch` hands them on.
@@ -68,8 +70,9 @@ def scalars(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def _name(row: Any) -> str:
-    parts = (row.layer or "(model)", row.parameter, row.output)
-    return f"{row.direction}/{'.'.join(part for part in parts if isinstance(part, str))}"
+    name = ".".join(part for part in (row.layer or "(model)", row.parameter) if isinstance(part, str))
+    place = f"/{row.output}" if isinstance(row.output, str) else ""  # no layer's name has a stroke
+    return f"{row.direction}/{name}{place}"
 
 
 class Scalars:
@@ -95,7 +98,7 @@ class Table:
 
     `pandas.read_parquet(path)` reads all of it. A file is written beside and renamed: none is ever half written.
     Sixteen files of a size are joined into one, then they go: a crash within these milliseconds leaves rows twice,
-    which the next opening mends.
+    which the next opening mends. Several watches of a process may share a table; files of other names are left alone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,6 +106,8 @@ class Table:
         self._waiting: list[pd.DataFrame] = []
         self._written = time.monotonic()
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
+        if path.is_file():
+            raise ValueError(f"to={str(path)!r} is a file, and the table is a folder of files: name another path")
         path.mkdir(parents=True, exist_ok=True)
         for half in path.glob(".*.writing"):
             half.unlink()
@@ -111,7 +116,6 @@ class Table:
             if _span(file)[1] <= last:
                 file.unlink()  # its rows are in the joined file before it
             last = max(last, _span(file)[1])
-        self._next = last + 1
 
     def __call__(self, rows: pd.DataFrame) -> None:
         """Add rows; they are on the disk within about two seconds of steps."""
@@ -131,9 +135,9 @@ class Table:
             rows, self._waiting = pd.concat(self._waiting, ignore_index=True), []
             for name in ("parameter", "output"):  # a file of missing names alone would be of another type
                 rows[name] = rows[name].astype("str")
-            self._put(rows, self._next, self._next)
-            self._next += 1
-            self._join()
+            number = 1 + max((_span(file)[1] for file in self._files()), default=-1)
+            self._put(rows, number, number)
+            self._join(number + 1)
         self._written = time.monotonic()
 
     def _put(self, rows: pd.DataFrame, first: int, last: int) -> None:
@@ -143,19 +147,19 @@ class Table:
             os.fsync(file.fileno())
         beside.rename(self._path / f"{first:09d}-{last:09d}.parquet")
 
-    def _join(self) -> None:
+    def _join(self, written: int) -> None:
         import pandas as pd  # noqa: PLC0415 # half a second, needed only here
 
         size = 1
-        while self._next % (size := size * FANOUT) == 0:
-            first, last = self._next - size, self._next - 1
+        while written % (size := size * FANOUT) == 0:
+            first, last = written - size, written - 1
             parts = sorted(file for file in self._files() if _span(file)[0] >= first)
             self._put(pd.concat(map(pd.read_parquet, parts), ignore_index=True), first, last)
             for part in parts:
                 part.unlink()
 
     def _files(self) -> Iterable[Path]:
-        return [file for file in self._path.glob("*-*.parquet") if file.stem.replace("-", "").isdigit()]
+        return [file for file in self._path.glob("*-*.parquet") if _FILE.fullmatch(file.stem)]
 
 
 def _span(file: Path) -> tuple[int, int]:

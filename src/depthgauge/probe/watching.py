@@ -46,7 +46,8 @@ class Watch:
         self.start = 0
         self.first_nonfinite: NonFinite | None = None
         self.alarms: list[Alarm] = []
-        self._destinations = destinations(to)
+        self._to = to
+        self._destinations: list[Destination] = []
         self._alarm = alarm
         self._ranges = Ranges()
         self._evaluated = 0  # recorded steps without a layer in training mode, as long as there was no other
@@ -56,8 +57,11 @@ class Watch:
         self._record: Record | None = None
 
     def begin(self, module: nn.Module, **options: Any) -> None:
-        """Begin to record; options are those of `track`."""
-        self._record = self._block.enter_context(track(module, on_step=self._on_step, **options))
+        """Begin to record; options are those of `track`. Where it cannot, no table is made."""
+        with ExitStack() as block:
+            record = block.enter_context(track(module, on_step=self._on_step, **options))
+            self._destinations = destinations(self._to)
+            self._block, self._record = block.pop_all(), record
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -67,7 +71,7 @@ class Watch:
         return pd.concat(self._tail, ignore_index=True).tail(self._last) if self._tail else pd.DataFrame()
 
     def close(self, error: BaseException | None = None) -> None:
-        """End the watch; what is not written yet is written.
+        """End the watch; what is not written yet is written, or told of where it cannot be.
 
         Args:
             error: the exception that ends the training; it gets a note on the first value that was not finite.
@@ -83,11 +87,9 @@ class Watch:
                 record._ended = math.inf  # no scaler will skip what is pending
             if len(record):
                 self._take(record)
-            for each in self._destinations:
-                if callable(close := getattr(each, "close", None)):
-                    close()
             if error is not None and self.first_nonfinite is not None:
                 error.add_note(f"depthgauge: {self.first_nonfinite}")
+            self._close_destinations()
 
     def __enter__(self) -> Watch:
         return self
@@ -143,10 +145,22 @@ class Watch:
         if not len(rows):
             return
         try:
-            destination(rows)
+            destination(rows.copy())  # which it may change
         except Exception as error:  # noqa: BLE001 - whatever a logger raises, the run goes on
             self._destinations.remove(destination)
             text = f"rows are written no more: {describe_error(error)}; the run is still watched"
+            warn_outside(text, UserWarning)
+
+    def _close_destinations(self) -> None:
+        """Have each write what it holds; one that raises keeps no other from it, and hides no exception of the run."""
+        failed = []
+        for each in self._destinations:
+            try:
+                if callable(close := getattr(each, "close", None)):
+                    close()
+            except Exception as error:  # noqa: BLE001 - as above
+                failed.append(f"the last rows could not be written: {describe_error(error)}")
+        for text in failed:
             warn_outside(text, UserWarning)
 
     def _explained(self, record: Record) -> NonFinite | None:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 from depthgauge import environment, float32, jsonfile, nested
 from depthgauge.folder import write_whole
 from depthgauge.jsonfile import JsonError, NoFileError, conform
-from depthgauge.operations import Operation, counting, stored
+from depthgauge.multiplying import stored
+from depthgauge.operations import Operation, counting
 from depthgauge.profiling.turns import Turns, measure
 from depthgauge.roofline import Ceilings
 from depthgauge.timing import Device, DeviceClock
 from depthgauge.trace import PHASE
+from depthgauge.updating import clear, update
 
 # ruff: noqa: PLC0415 - what was captured before is read without torch
 
@@ -234,8 +236,8 @@ def _step(training: Training, batch: Any, running: nn.Module | None = None) -> N
     with record_function(PHASE + "backward"):
         value.backward()  # type: ignore[no-untyped-call] # torch has not typed it
     with record_function(PHASE + "optimizer"):
-        training.optimizer.step()
-        training.optimizer.zero_grad()
+        update(training.optimizer, lambda: training.value(batch, running))
+        clear(training.optimizer)
 
 
 def _device(model: nn.Module, batch: Any) -> Device:

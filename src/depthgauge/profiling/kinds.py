@@ -25,9 +25,15 @@ _OPERATORS = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
         ("communication", r"all_?reduce|all_?gather|reduce_scatter|broadcast_$|send|recv|barrier"),
-        ("attention", r"scaled_dot_product|flash_attention|efficient_attention"),
+        ("attention", r"scaled_dot_product|flash_attention|efficient_attention|multi_head_attention"),
         ("convolution", r"conv"),
-        ("matrix product", r"(?:addmm|baddbmm|bmm|mm|mv|addmv|matmul|linear|scaled_mm|addr|dot|packed_linear\w*)_?$"),
+        (
+            "matrix product",
+            (
+                r"(?:addmm|baddbmm|bmm|mm|mv|addmv|matmul|linear|scaled_mm|addr|dot|packed_linear\w*|addmm_activation)_?$"
+                r"|linear_backward|rnn(?:_layer)?(?:_backward)?$|transformer_encoder_layer"
+            ),
+        ),
         ("normalization", r"norm(?!al)\w*"),
         ("pooling", r"pool|upsample"),
         (
