@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def layers(model: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
@@ -68,8 +68,8 @@ def _inner_first(module: nn.Module, seen: set[nn.Module]) -> Iterable[nn.Module]
     yield module
 
 
-def unmade(parameter: nn.Parameter) -> bool:
-    """Tell whether a lazy layer has yet to make the parameter, so that it has no dimensions."""
+def unmade(parameter: Tensor) -> bool:
+    """Tell whether a lazy layer has yet to make the parameter or buffer, so that it has no dimensions."""
     return hasattr(parameter, "materialize")
 
 

@@ -250,7 +250,7 @@ def located(origin: object, name: str, *, outside: Path, root: object = None) ->
     if path is None and isinstance(origin, str) and isinstance(root, str) and _is_folder(root):
         inside = Path(root).resolve().is_relative_to(outside.resolve())
         module = None if inside else modules.find_below(Path(root), origin)
-        path = module and module.file
+        path = None if module is None else module.file
     if path is None or not path.exists():
         raise UnknownStudyError(
             f"the study's present place is unknown ({origin}): name its file or package by --studies"

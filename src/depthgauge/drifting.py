@@ -165,7 +165,9 @@ def _numbers(made: object, seed: int) -> dict[str, float]:
         ValueError: it is no number, and no mapping of names to numbers.
     """
     __tracebackhide__ = True
-    named = {str(name): value for name, value in made.items()} if isinstance(made, Mapping) else {ONLY: made}
+    named: dict[str, Any] = (
+        {str(name): each for name, each in made.items()} if isinstance(made, Mapping) else {ONLY: made}
+    )
     try:
         numbers = {name: float(value) for name, value in named.items()}
     except (TypeError, ValueError, RuntimeError, OverflowError):  # what a tensor of several numbers raises, too

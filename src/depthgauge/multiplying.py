@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def stored(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
         return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
     if tensor.layout is torch.jagged:  # not `values()`: below autograd it waits for itself where there is a gradient
-        return (tensor._values,)  # type: ignore[attr-defined]  # of torch's own subclass
+        return (cast("Any", tensor)._values,)  # of torch's own subclass
     return (tensor.values(),) if tensor.is_nested else (tensor,)
 
 
@@ -119,8 +119,8 @@ def _recurrent_backward(inputs: Tensor, weights: Sequence[Tensor], *others: Any,
 
 def _attention(query: Tensor, key: Tensor, width: int) -> int:
     """Scores and weighted sums of all sequences."""
-    lengths = [[int(n) for n in _lengths(tensor)] for tensor in (query, key)]
-    return 2 * width * sum(one * other for one, other in zip(*lengths, strict=True))
+    pairs = zip(_lengths(query), _lengths(key), strict=True)
+    return 2 * width * sum(int(one) * int(other) for one, other in pairs)
 
 
 def _lengths(tensor: Tensor) -> Sequence[Any]:

@@ -155,7 +155,7 @@ def _law(order: str, tokens: int, deepest: int) -> np.ndarray[Any, Any]:
 
 def _lines(order: str, queries: str, own: pd.DataFrame, law: Any) -> Iterator[dict[str, Any]]:
     for depth in own.columns:
-        measured_norm = stats.mean(np.exp(own[depth] - own[1]).to_numpy(), log=True)
+        measured_norm = stats.mean(np.exp((own[depth] - own[1]).to_numpy()), log=True)
         yield {
             "network": f"{order}-LN, queries {queries}", "depth": int(depth), "n": len(own),
             "value": measured_norm.value, "low_95": measured_norm.low, "high_95": measured_norm.high,

@@ -114,7 +114,7 @@ def wide(tensors: Iterable[Tensor]) -> torch.dtype:
 
 def _decayed(steps: Sequence[Tensor], moved: Sequence[Tensor], decay: Sequence[Tensor]) -> list[Tensor]:
     """Gradients plus decay times parameters, in the parameters' format."""
-    added = torch._foreach_addcmul(steps, moved, decay)
+    added = torch._foreach_addcmul(list(steps), list(moved), list(decay))
     return [step.to(parameter.dtype) for step, parameter in zip(added, moved, strict=True)]
 
 
