@@ -55,10 +55,14 @@ def interval(observed: float | None, low: float | None, high: float | None) -> s
     The place is that of the second digit of the interval's width (of its nearer side, where it is lopsided). Ends of
     one sign that lie a factor of 100 or more apart belong to a logarithmic scale: they get their own digits each. An
     interval that is no wider than the rounding of its own float64 numbers has no width. One that reaches from 0 or
-    minus infinity to infinity says nothing: `observed [no bounds]`.
+    minus infinity to infinity says nothing: `observed [no bounds]`. A number without one has none: `observed [no
+    interval]`.
     """
     if low is None and high is None:
         return number(observed)
+    none = all(end is not None and math.isnan(end) for end in (low, high))
+    if none and observed is not None and not math.isnan(observed):
+        return f"{number(observed)} [no interval]"
     if low in {0.0, -math.inf} and high == math.inf:
         return f"{number(observed)} [no bounds]"
     values = (observed, low, high)

@@ -88,3 +88,12 @@ def test_checkpoints_begin_with_every_step_and_end_with_the_last() -> None:
     assert len(places) < 70
     with pytest.raises(ValueError, match="ratio above 1"):
         arrival.checkpoints(10, 1.0)
+
+
+def test_a_run_that_did_not_arrive_is_later_than_all_that_did() -> None:
+    steps = np.array([10.0, 20.0, 40.0, 80.0, 100.0])
+    there = np.array([True, True, True, True, False])
+    assert arrival.usual(steps, np.ones(5, dtype=bool)).value == pytest.approx(np.exp(np.log(steps).mean()))
+    assert arrival.usual(steps, there).value == 40.0
+    assert arrival.usual(steps, there).high == np.inf
+    assert arrival.usual(steps, ~there).value == np.inf

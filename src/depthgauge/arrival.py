@@ -159,6 +159,16 @@ def paces(runs: pd.DataFrame, by: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield {**at, **{name: float(value[0]) for name, value in stats.band(steps[:, None]).items()}}
 
 
+def usual(steps: NDArray[np.float64], reached: NDArray[np.bool_]) -> stats.Estimate:
+    """Return the geometric mean of runs' steps to the target, or their median where not all of them arrived.
+
+    Args:
+        steps: (n,) the budget of a run that did not arrive.
+        reached: (n,) whether it did; without that its steps are infinite.
+    """
+    return stats.mean(steps, log=True) if reached.all() else stats.median(np.where(reached, steps, np.inf))
+
+
 def first_crossing(
     places: NDArray[np.int64], curve: NDArray[np.float64], target: float
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -350,6 +350,19 @@ def unsettled(comparison: stats.Comparison, at_edge: object, *, censored: object
     return replace(comparison, p=np.nan, p_equivalent=np.nan, p_beyond=np.nan, at_edge=bool(at_edge))
 
 
+def one_sided(ratio: stats.Comparison, *, least: object, most: object) -> bool:
+    """Tell whether a ratio that is known from one side alone decides nothing.
+
+    Steps of a run that ended at its budget are the least that it takes, those at a rate at an end of its grid the most.
+
+    Args:
+        ratio: of figures of which some are such bounds.
+        least: whether the true ratio may be larger than this one.
+        most: whether it may be smaller.
+    """
+    return bool((least and not ratio.above) or (most and not ratio.below))
+
+
 def open_ended(chosen: pd.DataFrame, margin: float) -> pd.Series[bool]:
     """Tell for each choice whether a rate outside the tried grid may score better by more than the margin.
 

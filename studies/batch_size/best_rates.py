@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from depthgauge import drawing, frames, stats
+from depthgauge import drawing, frames, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer
 from depthgauge.questions import Question, agrees
-from depthgauge.studies.batch_size.hyperbola import GROUP, KEYS, REFERENCE, Curves
+from depthgauge.studies.batch_size.hyperbola import GROUP, KEYS, REFERENCE, Curve, Curves
 from depthgauge.studies.batch_size.noise_scales import ESTIMATES, Predictions
 from depthgauge.studies.batch_size.trained import ADAPTIVE, STEP
 from depthgauge.verdict import Claim
@@ -95,7 +95,13 @@ def answers(runs: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterato
     pseudo = pseudo_values(best)
     yield "best_rates", table(best, pseudo, predicted)
     yield from exponents(pseudo, fits)
-    yield from saturating(pseudo, predicted)
+    yield from saturating(pseudo, predicted, fits)
+
+
+def settled(comparison: stats.Comparison, curve: Curve | None, sizes: Iterable[float]) -> stats.Comparison:
+    """The comparison, concluding nothing where the best rate at one of these batch sizes may lie beyond those tried."""
+    ends = {} if curve is None else dict(zip(curve.batch, curve.edge, strict=True))
+    return training.unsettled(comparison, any(ends.get(int(size), False) for size in sizes))
 
 
 def noise_of(predicted: Predictions, net: str) -> float:
@@ -141,7 +147,8 @@ def exponents(pseudo: dict[tuple[str, str], pd.DataFrame], fits: Curves) -> Iter
         for name, chosen, power in (("below", sizes <= bend, expected), ("above", sizes > bend, 0.0)):
             if chosen.sum() > 1 and len(values) >= FEWEST:
                 slopes = np.polyfit(np.log(sizes[chosen]), values.to_numpy()[:, chosen].T, 1)[0]
-                asked[net, optimizer, name] = stats.against(slopes, power, margin=NEAR)
+                compared = stats.against(slopes, power, margin=NEAR)
+                asked[net, optimizer, name] = settled(compared, fits.get((net, optimizer)), sizes[chosen])
                 further[net, optimizer, name] = {"from": sizes[chosen].min(), "to": sizes[chosen].max()}
     by, label = (*KEYS, "side"), "{optimizer} with {net} {side} the critical batch size"
     question = Question.of(
@@ -161,7 +168,9 @@ def exponents(pseudo: dict[tuple[str, str], pd.DataFrame], fits: Curves) -> Iter
         )  # fmt: skip
 
 
-def saturating(pseudo: dict[tuple[str, str], pd.DataFrame], predicted: Predictions) -> Iterator[Answer]:
+def saturating(
+    pseudo: dict[tuple[str, str], pd.DataFrame], predicted: Predictions, fits: Curves
+) -> Iterator[Answer]:  # fmt: skip
     """Best rates of SGD against eps(B), its constant fitted; deviations of all three rules."""
     asked, deviations = {}, []
     for (net, optimizer), values in pseudo.items():
@@ -176,7 +185,8 @@ def saturating(pseudo: dict[tuple[str, str], pd.DataFrame], predicted: Predictio
             })  # fmt: skip
             if name == RULES[0] and optimizer == REFERENCE and len(values) >= FEWEST:
                 for batch in sizes:
-                    asked[net, batch] = stats.against(np.exp(off[batch].to_numpy()), 1.0, log=True, margin=WITHIN)
+                    compared = stats.against(np.exp(off[batch].to_numpy()), 1.0, log=True, margin=WITHIN)
+                    asked[net, batch] = settled(compared, fits.get((net, optimizer)), sizes)  # each shifts the constant
     yield "rate_rules", pd.DataFrame(deviations)
     question = Question.of(
         "saturating_rates", ("net", "batch"), asked, label="{net} at {batch}", reference="rule",

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthgauge import replicas, stats, training
+from depthgauge import frames, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, listed, spelled
+from depthgauge.questions import Question, above, listed, spelled
 from depthgauge.studies.batch_size import perceptrons
 from depthgauge.studies.batch_size.budget_figures import TUNED, draw_accuracy, draw_loss
-from depthgauge.studies.batch_size.perceptrons import exceeds
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim, Sentence
 
@@ -35,7 +34,10 @@ KEYS = ["budget", "batch"]
 BUDGETS = {"epochs": "equal epochs", "steps": "equal steps"}
 ONE, RATIO = "one rate for all", "rates in proportion"
 ARMS = (("epochs", ONE), ("epochs", TUNED), ("epochs", RATIO), ("steps", ONE), ("steps", TUNED))
-CHOSEN = {"test_accuracy": "validation_accuracy", "test_loss": "validation_score"}  # what chooses the rate for what
+CHOSEN = {
+    "test_accuracy": "validation_accuracy",
+    "test_loss": "validation_score",
+}  # -ln of a loss: what chooses the rate for what
 RATES = tuple(2.0**power for power in range(-8, 3))
 SIZES = sizes(
     "dataset width reference batches steps seeds rates", quick=("digits", 32, 16, (2, 16, 128), 256, 10, RATES[2:9]),
@@ -86,7 +88,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 def by_budget(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a run and budget that it fits: a reference's run has both the epochs and the steps of all others."""
     runs = perceptrons.runs_of(rows, "reference", "batch", "steps")
-    runs["validation_score"] = -runs["validation_loss"]
+    runs["validation_score"] = -frames.logs(runs[["validation_loss"]])["validation_loss"]
     steps = runs.loc[runs["batch"] == pd.to_numeric(runs["reference"]), "steps"].min()
     examples = pd.to_numeric(runs["reference"]) * steps
     fits = {"epochs": runs["steps"] == examples // runs["batch"], "steps": runs["steps"] == steps}
@@ -99,13 +101,13 @@ def arms(runs: pd.DataFrame, reference: int, metric: str) -> Iterator[tuple[tupl
     tuned = training.tuned(runs, KEYS, score=CHOSEN[metric])
     margin = FLAT if metric == "test_accuracy" else np.log(SAME_LOSS) / 2
     tuned = tuned.assign(at_edge=training.open_ended(tuned, margin))
-    base = tuned.loc[tuned["batch"] == reference, "lr"]
+    base, edge = (tuned.loc[tuned["batch"] == reference, name] for name in ("lr", "at_edge"))
     if base.empty:
         return
     for (budget, batch), own in groups(runs[runs["seed"] >= 0], KEYS):
         rates = {ONE: base.iloc[0], RATIO: base.iloc[0] * batch / reference}
         for rule in (rule for of, rule in ARMS if of == budget):
-            found = own[own["lr"] == rates[rule]].assign(at_edge=False) if rule in rates else tuned
+            found = own[own["lr"] == rates[rule]].assign(at_edge=edge.any()) if rule in rates else tuned
             found = found[(found["budget"] == budget) & (found["batch"] == batch)]
             if len(found):
                 yield (budget, rule, batch), found.assign(rates=rule)
@@ -117,7 +119,8 @@ def summary(ends: Mapping[tuple[str, str, int], pd.DataFrame], metric: str) -> p
         {
             "metric": metric, "budget": BUDGETS[budget], "rates": rule, "batch": batch, "n": len(own),
             "lr": own["lr"].iloc[0], "at_edge": own["at_edge"].any(), "diverged": int(own["diverged"].sum()),
-            **spelled("value", stats.mean(own[metric].to_numpy())), "train_loss": own["train_loss"].median(),
+            **spelled("value", stats.mean(own[metric].to_numpy())),
+            "train_loss": own["train_loss"].mask(own["diverged"] > 0, np.inf).median(),
         }
         for (budget, rule, batch), own in ends.items()
     ]).rename(columns={"value_low_95": "low_95", "value_high_95": "high_95"})  # fmt: skip
@@ -156,7 +159,7 @@ def accuracy(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) 
         if some:
             where = true_and_false(some, *words)
             why = "; ".join(where) + "; that noise is why is asked in batch_size/noise" * (claim is BETTER)
-            yield some.verdict(claim, exceeds, unit=unit, method=method, why=why)
+            yield some.verdict(claim, above, unit=unit, method=method, why=why)
     if tuned := larger.where(rates=TUNED):
         yield from gap(tuned, reference, unit, method)
     if alone := smaller.where(budget="epochs", rates=ONE).members:
@@ -181,7 +184,7 @@ def gap(tuned: Question, reference: int, unit: str, method: str) -> Iterator[Ans
         ended = f"in test accuracy, against batch {reference},"
         words = {True: f"{ended} no lower than the margin is", False: "lower is", None: "undecided is"}
         answers = {
-            f"batch {key[2]}": None if (more := exceeds(c)) is None else not more for key, c in equal.members.items()
+            f"batch {key[2]}": None if (more := above(c)) is None else not more for key, c in equal.members.items()
         }
         yield equal.verdict(GAP, answers, unit=unit, method=method, why=listed(answers, words))
 
@@ -202,7 +205,7 @@ def true_and_false(question: Question, more: str, less: str) -> list[str]:
     for budget, rule in ARMS:
         for answer in (True, False, None):
             some = question.where(budget=budget, rates=rule).members.items()
-            if batches := [str(key[2]) for key, c in some if exceeds(c) is answer]:
+            if batches := [str(key[2]) for key, c in some if above(c) is answer]:
                 place = f"{' and '.join(batches)} at {BUDGETS[budget]} with {rule}"
                 where.setdefault(answer, []).append(place)
     words = {True: f"true where {more}", False: f"false where {less}", None: "undecided against batch"}
@@ -227,8 +230,8 @@ def loss(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) -> I
             None: "undecided against batch",
         }
         yield equal.verdict(
-            NOISE, exceeds, unit=f"test loss over that of batch {reference}",
-            why=listed({str(key[2]): exceeds(c) for key, c in equal.members.items()}, words),
+            NOISE, above, unit=f"test loss over that of batch {reference}",
+            why=listed({str(key[2]): above(c) for key, c in equal.members.items()}, words),
             method=f"geometric mean of paired ratios of the test loss at the end, t by seed, margin {SAME_LOSS:g}; "
             "rates chosen for the loss by other seeds",
         )  # fmt: skip
@@ -236,8 +239,9 @@ def loss(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) -> I
 
 METHOD = f"""**Budgets.** A multilayer perceptron learns digits by plain SGD. Equal epochs: every batch size sees as
 many examples; equal steps: it makes as many updates; the reference batch has both. Learning rates are those of a grid
-in factors of two: the best for the batch, chosen by the validation accuracy of other seeds (for the test loss, by their
-validation loss); one rate for all, the best of the reference; and that rate in proportion to the batch. N17 asks of the
+in factors of two: the best for the batch, chosen by the validation accuracy of other seeds (for the test loss, by the
+mean ln of their validation loss); one rate for all, the best of the reference; and that rate in proportion to the
+batch, where the grid has it. N17 asks of the
 larger batches, N19 of the smaller. Nothing is concluded where a better rate may lie outside the grid. Keskar et al.
 (2016, arXiv:1609.04836) describe the gap of large batches, Hoffer et al. (2017, arXiv:1705.08741) more steps as its
 remedy. Margins: {MARGIN:g} of test accuracy, and a factor of {SAME_LOSS:g} of the test loss."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from depthgauge import stats, training
 from depthgauge.parts import Answer
-from depthgauge.questions import Key, Question, above, agrees
+from depthgauge.questions import Key, Question, above, agrees, not_below
 from depthgauge.stats import Comparison
 from depthgauge.studies.batch_size.hyperbola import KEYS, REFERENCE, Curves
 from depthgauge.verdict import Claim, Sentence
@@ -41,7 +41,7 @@ def against_sgd(found: Curves) -> Iterator[Answer]:
         if name == REFERENCE or plain is None or plain.batch != curve.batch or plain.seeds != curve.seeds:
             continue
         critical = (np.exp(each.fit.pseudo[:, 1]) for each in (curve, plain))
-        longer[net, name] = stats.paired(*critical, log=True, margin=LONGER, test="t")
+        longer[net, name] = plain.settled(curve.settled(stats.paired(*critical, log=True, margin=LONGER, test="t")))
         steps = stats.paired(curve.at(0), plain.at(0), log=True, margin=SAME, test="t")
         small[net, name] = plain.settled(curve.settled(steps, 0), 0)
     momentum = ("momentum", "adam", "adamw")
@@ -67,11 +67,6 @@ def against_sgd(found: Curves) -> Iterator[Answer]:
             )  # fmt: skip
 
 
-def not_below(comparison: Comparison) -> bool | None:
-    """At the reference or above it: nothing is saved."""
-    return True if comparison.above or comparison.inside else False if comparison.below else None
-
-
 def saved(found: Curves) -> Iterator[Answer]:
     """Examples and steps at the largest batch over those at the last size but one."""
     examples: dict[Key, Comparison] = {}
@@ -80,14 +75,16 @@ def saved(found: Curves) -> Iterator[Answer]:
         ratio = curve.batch[-1] / curve.batch[-2]
         key, last, before = (net, name, curve.batch[-2], curve.batch[-1]), curve.at(-1), curve.at(-2)
         more = stats.paired(ratio * last, before, log=True, margin=SAVED, test="t")
-        # a run at the largest size that did not arrive takes more than is counted: the more, the less is saved
-        examples[key] = training.unsettled(more, curve.edge[-1], censored=curve.late[:, -2].any())
+        edge, late = curve.edge, curve.late.any(0)
+        # a run that did not arrive takes more than is counted, a rate at an edge may take less: a bound to one side
+        bound = training.one_sided(more, least=late[-1] or edge[-2], most=late[-2] or edge[-1])
+        examples[key] = training.unsettled(more, bound and (edge[-1] or edge[-2]), censored=bound)
         fewer = stats.paired(last, before, log=True, margin=SAVED, test="t")
         steps[key] = curve.settled(fewer, len(curve.batch) - 2, len(curve.batch) - 1)
     by, label = (*KEYS, "smaller", "larger"), "{net} with {optimizer}"
     for name, asked, claim, reading, what in (
         ("examples_saved", examples, COMPUTATION, not_below, "examples"),
-        ("steps_saved", steps, STOPPED, agrees, "steps"),
+        ("steps_saved", steps, STOPPED, not_below, "steps"),
     ):
         question = Question.of(name, by, asked, label=label, reference="no saving")
         if not question:
@@ -98,7 +95,8 @@ def saved(found: Curves) -> Iterator[Answer]:
             all_waste = all(map(reading, question.members.values()))
             ends = " to ".join(dict.fromkeys(f"{end:.1f}" for end in (min(values), max(values))))
             yield Sentence(
-                f"The largest batches waste computation: to the same loss they take {ends} times "
+                f"The largest batches {'waste' if all(c.above for c in question.members.values()) else 'save no'} "
+                f"computation: to the same loss they take {ends} times "
                 "the examples that the next smaller ones take."
                 if all_waste
                 else "Not every largest batch size is shown to save no computation.",

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from depthgauge import drawing, planning, stats, training
+from depthgauge import arrival, drawing, planning, stats, training
 from depthgauge.frames import groups, records
 from depthgauge.parts import Answer
 from depthgauge.questions import Question, agrees, spelled
@@ -62,8 +62,9 @@ class Curve:
         return np.asarray(self.steps[:, place])
 
     def settled(self, comparison: Comparison, *places: int) -> Comparison:
-        """The comparison, concluding nothing where runs at these batch sizes are censored, or at an edge."""
-        edge, late = (any(ends[..., place].any() for place in places) for ends in (self.edge, self.late))
+        """The comparison, concluding nothing where runs at these batch sizes, or any, are censored, or at an edge."""
+        at = list(places) or slice(None)
+        edge, late = (bool(ends[..., at].any()) for ends in (self.edge, self.late))
         return training.unsettled(comparison, edge, censored=late)
 
     def held(self, places: slice) -> Curve:
@@ -107,8 +108,8 @@ def measured(best: pd.DataFrame, seconds: Mapping[tuple[str, int], float], found
     """Steps, epochs, examples and seconds to the target: geometric mean, or the median where runs are censored."""
     rows = []
     for (net, optimizer, batch), own in groups(best, list(GROUP)):
-        arrived, taken = own["reached"] > 0, own["steps_to_target"].to_numpy(float)
-        steps = stats.mean(taken, log=True) if arrived.all() else stats.median(np.where(arrived, taken, math.inf))
+        arrived = own["reached"].to_numpy(float) > 0
+        steps = arrival.usual(own["steps_to_target"].to_numpy(float), arrived)
         curve = found.get((net, optimizer))
         fit = curve.fit if curve is not None else None
         rows.append({
@@ -148,7 +149,7 @@ def described(found: Curves) -> Iterator[Answer]:
         return
     yield points.table()
     whole = {
-        key: curve.settled(stats.against(np.exp(off(curve)), 1.0, log=True, margin=FITS), *range(len(curve.batch)))
+        key: curve.settled(stats.against(np.exp(off(curve)), 1.0, log=True, margin=FITS))
         for key, curve in found.items() if len(curve.batch) > 2
     }  # fmt: skip
     question = Question.of("curve_fit", KEYS, whole, label="{net} with {optimizer}", reference="fitted")
@@ -187,10 +188,16 @@ def off(curve: Curve) -> NDArray[np.float64]:
     return np.asarray(n * figures[0] - (n - 1) * figures[1])
 
 
+def averaged(steps: pd.DataFrame) -> str:
+    """Spell what a figure shows of the steps of runs, of which some may not have arrived."""
+    return "geometric mean" + ", or median where not all arrived," * bool((steps["reached"] < steps["n"]).any())
+
+
 @drawing.figure(
     "steps_by_batch", "Steps to the target against the batch size, beside the fitted hyperbolas",
     lambda steps_by_batch, critical_batches: "Steps to the target loss at the learning rate tuned for each batch size: "
-    f"geometric mean of {steps_by_batch['n'].min()} runs or more, with 95 % intervals. Dashed: the hyperbolas fitted "
+    f"{averaged(steps_by_batch)} of {steps_by_batch['n'].min()} runs or more, with 95 % intervals. Dashed: the "
+    "hyperbolas fitted "
     f"to these {len(critical_batches)} curves. Grey: diminishing returns for SGD, from a quarter of its critical batch "
     "size (vertical line) to four times; perfect scaling lies left of it, maximal data parallelism right.",
 )  # fmt: skip

@@ -177,7 +177,7 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
         measured = pd.Series(curve.fit.pseudo[:, 1], index=curve.seeds)
         both = pseudo.index.intersection(measured.index)
         pair = (np.exp(each[both].to_numpy()) for each in (pseudo, measured))
-        asked[net, batch, estimate] = stats.paired(*pair, log=True, margin=WITHIN, test="t")
+        asked[net, batch, estimate] = curve.settled(stats.paired(*pair, log=True, margin=WITHIN, test="t"))
         further[net, batch, estimate] = {
             **spelled("predicted_batch", stats.mean(np.exp(pseudo.to_numpy()), log=True)),
             **spelled("critical_batch", curve.fit.critical_batch),

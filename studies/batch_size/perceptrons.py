@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from depthgauge import data, models, replicas, stats, training
+from depthgauge import data, models, replicas, training
 from depthgauge.initialization import at_gain
 from depthgauge.study import Case, Context, Value
 
@@ -75,11 +75,3 @@ def runs_of(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = METRICS) 
     return table.assign(
         lr=pd.to_numeric(table["lr"]), **{name: pd.to_numeric(table[name]).astype(int) for name in whole}
     )
-
-
-def exceeds(comparison: stats.Comparison) -> bool | None:
-    """Above by more than the margin; False where the interval does not reach above the margin, however low it goes."""
-    if comparison.above:
-        return True
-    margin = comparison.margin or 0.0  # a factor where the effect is one
-    return False if comparison.effect.high <= margin and not math.isnan(comparison.p) else None

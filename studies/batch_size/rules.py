@@ -14,9 +14,8 @@ from depthgauge import drawing, stats, training
 from depthgauge.drawing.palette import FAINT
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, every
+from depthgauge.questions import Question, above, agrees, every
 from depthgauge.studies.batch_size import curves, kept, perceptrons
-from depthgauge.studies.batch_size.perceptrons import exceeds
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim, Sentence
 
@@ -219,7 +218,7 @@ def warm_up(larger: pd.DataFrame) -> Iterator[Answer]:
             None: "undecided for",
         }
         yield question.verdict(
-            WARM, exceeds, unit="times the loss with warm-up", why=question.listed(exceeds, words, 20),
+            WARM, above, unit="times the loss with warm-up", why=question.listed(above, words, 20),
             method="last quarter's training loss without warm-up over that with, each optimizer by its own rule from "
             f"its tuned rate; paired by seed, t, margin {MARGIN:g}",
         )  # fmt: skip

@@ -127,10 +127,11 @@ def tried(runs: pd.DataFrame) -> pd.DataFrame:
     columns: Mapping[str, Any] = {
         "choosing": ("seed", lambda seeds: int((seeds < 0).sum())),
         "reported": ("seed", lambda seeds: int((seeds >= 0).sum())),
-        "arrived": ("reached", "sum"), "diverged": ("diverged", "sum"), "median_steps": ("steps_to_target", "median"),
+        "arrived": ("reached", "sum"), "diverged": ("diverged", "sum"), "median_steps": ("until", "median"),
         "budget": ("steps", "first"),
     }  # fmt: skip
-    table: pd.DataFrame = runs.groupby([*GROUP, "lr"], sort=True).agg(**columns).reset_index()
+    until = runs["steps_to_target"].where(runs["reached"] > 0, np.inf)  # a run that did not arrive takes longer
+    table: pd.DataFrame = runs.assign(until=until).groupby([*GROUP, "lr"], sort=True).agg(**columns).reset_index()
     return table.astype({"arrived": int, "diverged": int})
 
 

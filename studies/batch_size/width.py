@@ -14,6 +14,7 @@ from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, spelled
 from depthgauge.studies.batch_size import perceptrons
+from depthgauge.studies.batch_size.hyperbola import averaged
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim, Sentence
 
@@ -118,15 +119,16 @@ def steps(tuned: pd.DataFrame, fits: Mapping[int, planning.Hyperbola]) -> pd.Dat
     return pd.DataFrame([
         {
             "width": key[0], "batch": key[1], "n": len(own), "lr": own["lr"].iloc[0], "at_edge": own["at_edge"].any(),
-            "reached": int(own["reached"].sum()), **_plain(stats.mean(np.log(own["steps"].to_numpy()))),
+            "reached": int(own["reached"].sum()),
+            **_plain(arrival.usual(own["steps"].to_numpy(float), own["reached"].to_numpy(float) > 0)),
             "predicted": float(fits[key[0]].steps(key[1])) if key[0] in fits else math.nan,
         }
         for key, own in groups(tuned, KEYS)
     ])  # fmt: skip
 
 
-def _plain(logs: stats.Estimate) -> dict[str, float]:
-    return {"value": math.exp(logs.value), "low_95": math.exp(logs.low), "high_95": math.exp(logs.high)}
+def _plain(steps: stats.Estimate) -> dict[str, float]:
+    return {"value": steps.value, "low_95": steps.low, "high_95": steps.high}
 
 
 def _fits(fits: Mapping[int, planning.Hyperbola], edge: Mapping[int, bool]) -> Iterator[dict[str, Any]]:
@@ -171,7 +173,7 @@ def answer(fits: Mapping[int, planning.Hyperbola], edge: Mapping[int, bool]) -> 
 @drawing.figure(
     "width_steps", "Steps to the target against batch size, by width",
     lambda width_steps: f"Steps until the training loss is at the target, at the rate tuned for batch and width; "
-    f"geometric mean of {width_steps['n'].min()} seeds with 95 % intervals. Dashed: the fitted hyperbola.",
+    f"{averaged(width_steps)} of {width_steps['n'].min()} seeds with 95 % intervals. Dashed: the fitted hyperbola.",
 )  # fmt: skip
 def draw_steps(width_steps: pd.DataFrame) -> Any:
     """Steps by batch size and width, with the fits."""

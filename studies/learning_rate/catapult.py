@@ -84,7 +84,7 @@ def run(cases: Sequence[Case], _: Context) -> Iterator[Rows]:
     for row, case in enumerate(cases):
         yield case.rows("sharpness", sharpness[:, row], step=looks)
         yield case.rows("loss", losses[looks, row], step=looks)
-        yield case.rows("peak", float(losses[:, row].max() / losses[0, row]))
+        yield case.rows("peak", float(np.nan_to_num(losses[:, row], nan=np.inf).max() / losses[0, row]))
         if theory is not None:
             yield case.rows("predicted", float(theory[1][-1, row] / start[row]))
 

@@ -11,10 +11,12 @@ import pandas as pd
 from depthgauge import drawing, stats
 from depthgauge.drawing.palette import GREY, INK
 from depthgauge.frames import groups
-from depthgauge.questions import Question
-from depthgauge.studies.learning_rate.suggested import OURS
+from depthgauge.questions import Key, Question
+from depthgauge.studies.learning_rate.suggested import DATA, OURS
 
 BY = ["net", "optimizer", "batch", "noise"]
+TOLERATED = 0.1  # share of conditions: a coverage this close to 95 % is it, 85 % and more
+HALF_STEP = 10 ** (1 / 8)  # of the grid: the tuned rate is known no better
 FIXED = "without a test"  # the rate that suits the other conditions of an optimizer
 NAMED = {
     OURS: "the repeated test", "repeated_steepest": "half the repeated test's steepest",
@@ -84,6 +86,34 @@ def tally(question: Question, reading: Callable[[stats.Comparison], bool | None]
     return f"true in {answers.count(True)} of {len(answers)} {what}, false in {answers.count(False)}{most}"
 
 
+def coverages(ours: pd.DataFrame) -> tuple[dict[Key, stats.Comparison], dict[Key, dict[str, float]]]:
+    """Count how often an interval holds the tuned rate: of each condition, which has one, in its first that is decided.
+
+    Args:
+        ours: the rows of `suggested_beside` in which the repeated test suggests a rate.
+    """
+    asked: dict[Key, stats.Comparison] = {}
+    further: dict[Key, dict[str, float]] = {}
+    new = ours[ours["net"].isin(list(DATA))]
+    for name, own, low, high in (
+        ("of the answer", ours, "low", "high"), ("of the repetitions alone", ours, "order_low", "order_high"),
+        ("of the answer, on data it was not set by", new, "low", "high"),
+    ):  # fmt: skip
+        held = (own[low] / HALF_STEP <= own["tuned"]) & (own["tuned"] <= own[high] * HALF_STEP)
+        if len(held):
+            first = ~own.sort_values("seed").duplicated(BY)
+            each = held[first.reindex(own.index)]  # the trainings of a condition miss its rate together
+            asked[(name,)] = stats.coverage(int(each.sum()), len(each), 0.95, margin=TOLERATED)
+            factor = float((own[high] / own[low]).median())
+            further[(name,)] = {"median_factor": factor, "trainings": len(held), "held": int(held.sum())}
+    return asked, further
+
+
+def spanned(counts: pd.Series[int]) -> str:
+    """The least of some counts and the largest, in words."""
+    return " to ".join(dict.fromkeys(str(end) for end in (counts.min(), counts.max())))
+
+
 def _by_finder(axis: Any, rows: pd.DataFrame) -> None:
     means = np.log(rows["value"]).groupby(rows["finder"]).mean().sort_values()
     places = {finder: place for place, finder in enumerate(means.index)}
@@ -97,7 +127,8 @@ def _by_finder(axis: Any, rows: pd.DataFrame) -> None:
 @drawing.figure(
     "finders", "Loss at the learning rate that a finder suggests, over that at the tuned rate",
     lambda regret: f"Dots: {regret.groupby('finder').size().max()} tasks (network, optimizer, batch and label noise), "
-    f"each the mean of {regret['n'].max()} seeds; diamonds: their geometric mean. {FIXED}: the rate that suits the "
+    f"each the mean of the {spanned(regret['n'])} seeds to which a rate was suggested; diamonds: their geometric mean. "
+    f"{FIXED}: the rate that suits the "
     "optimizer's other tasks. 1: as good as tuned.",
 )  # fmt: skip
 def draw_finders(regret: pd.DataFrame) -> Any:

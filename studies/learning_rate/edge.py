@@ -125,8 +125,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         late = lines.loc[:, steps >= (1 - LAST) * own["steps"].iloc[0]]
         mean = late.mean(axis=1, skipna=False)
         further[optimizer, lr] = {
-            "limit": limit, "lowest": (lines.loc[:, steps < steps.max() / 2].min(axis=1) / limit).median(),
-            "largest": (lines.max(axis=1) / limit).median(), "spread": (late.std(axis=1) / mean).median(),
+            "limit": limit, "lowest": (lines.loc[:, steps < steps.max() / 2].min(axis=1) / limit).median(skipna=False),
+            "largest": (lines.max(axis=1) / limit).median(skipna=False),
+            "spread": (late.std(axis=1) / mean).median(skipna=False),
             "reached": int((lines.max(axis=1) >= limit).sum()), "diverged": int((~np.isfinite(mean)).sum()),
         }  # fmt: skip
         if optimizer in CLAIMS:
@@ -208,7 +209,7 @@ def unfinished(sharpness: pd.DataFrame) -> str:
     "edge_of_stability", "Sharpness rises toward the limit of stability that the learning rate sets",
     lambda sharpness: "Largest Hessian eigenvalue along full-batch training (for Adam under its preconditioner): "
     f"median and middle 90 % of the seeds{unfinished(sharpness)}, by learning rate. Dashed: 2 / lr, with momentum "
-    "(2 + 2 beta) / lr, 38 / lr with Adam. The fourth rate of gradient descent is too small to reach its limit.",
+    "(2 + 2 beta) / lr, 38 / lr with Adam. The smallest rate of gradient descent is too small to reach its limit.",
 )  # fmt: skip
 def draw_sharpness(sharpness: pd.DataFrame) -> Any:
     """Sharpness by step, a panel an optimizer, without the first steps of Adam, whose preconditioner is still young."""

@@ -190,7 +190,7 @@ def robust(ends: pd.DataFrame) -> Iterator[Answer]:
             both = own.index.intersection(squared.index)
             pair = own.loc[both, "value"], squared.loc[both, "value"]
             asked[(loss,)] = stats.paired(*pair, log=True, margin=NEARER, test="t")
-            left = {"end": pair[0].median(), "squared_end": pair[1].median()}
+            left = {"end": pair[0].median(skipna=False), "squared_end": pair[1].median(skipna=False)}
             further[(loss,)] = {**left, "lr": own["lr"].iloc[0], "squared_lr": squared["lr"].iloc[0]}
     question = Question.of("outliers", ["loss"], asked, label="{loss} loss", reference="squared loss")
     if question:

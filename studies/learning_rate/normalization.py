@@ -151,12 +151,16 @@ def faster(reported: pd.DataFrame, tuned: pd.DataFrame, larger: Question) -> Ite
     asked, further = {}, {}
     for name, depth, one, other in _comparisons(reported, tuned):
         steps = stats.paired(one["steps_to_target"], other["steps_to_target"], log=True, margin=PACE, test="t")
-        asked[name, depth] = training.unsettled(steps, one["at_edge"].any() or other["at_edge"].any())
+        late, later = ((runs["reached"] < 1).any() for runs in (one, other))
+        edge, bound = one["at_edge"].any() or other["at_edge"].any(), training.one_sided(steps, least=late, most=later)
+        asked[name, depth] = training.unsettled(steps, edge, censored=bound)
         further[name, depth] = {
             f"{whose}{what}": value
             for whose, runs in (("", one), ("other_", other))
-            for what, value in (("steps", runs["steps_to_target"].median()), ("lr", runs["lr"].iloc[0]),
-                                ("arrived", int(runs["reached"].sum())))
+            for what, value in (
+                ("steps", runs["steps_to_target"].where(runs["reached"] > 0, np.inf).median()),
+                ("lr", runs["lr"].iloc[0]), ("arrived", int(runs["reached"].sum())),
+            )
         }  # fmt: skip
     question = Question.of("batch_norm", ["what", "depth"], asked, label="{what} at depth {depth}", reference="as fast")
     if not question:
@@ -183,8 +187,8 @@ def faster(reported: pd.DataFrame, tuned: pd.DataFrame, larger: Question) -> Ite
         FASTER, answers, unit="times the steps", why=f"with batch normalization {'; '.join(told)} (medians)",
         method=f"holds where it needs fewer steps at its own rate than the plain network at its own, fewer than at the "
         f"plain network's rate, and learns at more than twice the largest rate; steps until {TARGET:.0%} of {WATCHED} "
-        f"training examples are right, the budget where they never are; log ratio, paired t by seed, margin {PACE:g}; "
-        "rates chosen by other seeds",
+        f"training examples are right; a run that never has them counts with its budget, so that the ratio is a bound "
+        f"and decides to one side alone; log ratio, paired t by seed, margin {PACE:g}; rates chosen by other seeds",
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ RISES = Claim(
 
 EXACT = 0.002  # of ln |w| a step: slopes of a finite, oscillating trajectory are not known better
 SILENT = 0.02  # share of steps with a rising loss: up to this is none
+SHOWN = 6.0  # rate times sharpness: windows up to there are drawn
 STALLED = 0.1  # share of the best rate's fall of the loss: less is no progress
 KINDS = (("gradient descent", 0.0), ("heavy ball", 0.5), ("heavy ball", 0.9), ("Nesterov", 0.5), ("Nesterov", 0.9),
          ("frozen Adam", 0.9))  # fmt: skip
@@ -216,11 +217,11 @@ def _regime_panel(axis: Any, rows: pd.DataFrame) -> None:
 @drawing.figure(
     "rises", "How often the loss of a network rises, by learning rate times sharpness",
     f"Each dot: {WINDOW} steps of gradient descent on one network, its loss rising in that share of them, by "
-    "the mean of rate times sharpness before and after.",
+    f"the mean of rate times sharpness before and after, up to {SHOWN:g}.",
 )  # fmt: skip
 def draw_rises(windows: pd.DataFrame) -> Any:
     """Share of rising steps by rate times sharpness."""
-    near = windows[windows["mean"] < 6]
+    near = windows[windows["mean"] < SHOWN]
     axes = {"xlabel": "rate times sharpness", "ylabel": "share of steps in which the loss rises"}
     return drawing.panels(near, "", _rise_panel, axes=axes)
 

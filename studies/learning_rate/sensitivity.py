@@ -191,12 +191,11 @@ def deepest(each: pd.DataFrame) -> Iterator[Sentence]:
     """Tell the largest rate of the deepest networks: critical, and those whose gradients explode most."""
     deep = each[each["depth"] == each["depth"].max()]
     for activation, own in groups(deep[deep["activation"] == "relu"], "activation"):
-        means = own.sort_values("sigma_w").groupby("sigma_w")[["largest"]].median()
-        critical, most = means.loc[own.loc[own["critical"], "sigma_w"].iloc[0]], means.iloc[-1]
+        most = own[own["sigma_w"] == own["sigma_w"].max()]
         yield Sentence(
             f"A {windows.printed(activation)} network of depth {own['depth'].iloc[0]} whose gradients explode (sigma_w "
-            f"= {own['sigma_w'].max():.3g}) learns up to a rate of {most['largest']:.2g}, a critical one up to "
-            f"{critical['largest']:.2g}.",
+            f"= {own['sigma_w'].max():.3g}) learns {windows.up_to(most['largest'])}, a critical one "
+            f"{windows.up_to(own.loc[own['critical'], 'largest'])}.",
             claims=(LARGEST.id,),
         )
 

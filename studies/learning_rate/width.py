@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from depthgauge import data, drawing, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, ends
+from depthgauge.questions import Question, agrees, below, ends
 from depthgauge.studies.learning_rate import checking
 from depthgauge.studies.learning_rate.checking import MARGIN, SETTING, UPDATES, draw_changes, net_of
 from depthgauge.study import Case, Context, Grid, Rows, Value
@@ -35,6 +35,7 @@ CHECK = Claim(
     "in the coordinate check every layer's change is flat in the width in the maximal update parametrization, and in "
     "the standard one it grows or shrinks in the layers that theory names",
 )
+FLAT = 0.05  # ln of the loss: where the last step to an end of the grid won less, a further one would not matter
 DEARER = 1.25  # a training loss up to so many times another is as good
 BY = ("method", "parametrization", "width")
 NOTHING = -float(np.log(np.log(10)))  # score of a run that learned nothing; one that diverged counts as such
@@ -100,6 +101,11 @@ def best(rates: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
     return float(at[k] if curvature >= 0 else np.clip(at[k] - slope / (2 * curvature), at[k - 1], at[k + 1]))
 
 
+def between(rate: float, rates: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+    """Score at a rate, linear between those that were tried; NaN outside of them."""
+    return float(np.interp(rate, rates, scores, left=np.nan, right=np.nan))
+
+
 def _bests(runs: pd.DataFrame) -> pd.Series[float]:
     """Logarithm of the best rate at each width, by the mean score over seeds."""
     means = runs.groupby(["width", "lr"])["score"].mean()
@@ -137,7 +143,8 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
         if own["width"].nunique() < 3 or own["seed"].nunique() < 2:
             continue
         pseudo, at = _pseudo(own), _bests(own)
-        asked[setting] = stats.against(stats.slopes(np.log(at.index.to_numpy(float)), pseudo).slope, 0.0, margin=MARGIN)
+        slope = stats.slopes(np.log(at.index.to_numpy(float)), pseudo).slope
+        asked[setting] = training.unsettled(stats.against(slope, 0.0, margin=MARGIN), _open_ended(own))
         for width, value in at.items():
             moved = stats.mean((pseudo[width] - pseudo[at.index[0]]).to_numpy())
             ratio = np.exp([moved.value, moved.low, moved.high]) if width != at.index[0] else (1.0, 1.0, 1.0)
@@ -152,7 +159,7 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
     yield question.table()
     yield from _moved(pd.DataFrame(curve))
     method = f"exponent of the best rate in the width, jackknife over all seeds, margin {MARGIN:g}"
-    for claim, parametrization, reading in ((DRIFT, "standard", _falls), (STAYS, "mu", agrees)):
+    for claim, parametrization, reading in ((DRIFT, "standard", below), (STAYS, "mu", agrees)):
         if part := question.where(parametrization=parametrization):
             why = f"the best rate grows with this power of the width: {_powers(part)}"
             yield part.verdict(claim, reading, unit="power of the width", why=why, method=method)
@@ -180,9 +187,10 @@ def _powers(drift: Question) -> str:
     return "; ".join(f"{key} {e.told('.2f')}" for key, e in members)
 
 
-def _falls(drift: stats.Comparison) -> bool | None:
-    """Falls by more than the margin; whatever rises, or falls by less, does not."""
-    return True if drift.below else False if drift.effect.low > -MARGIN else None
+def _open_ended(runs: pd.DataFrame) -> bool:
+    """Whether a width's best rate may lie outside the rates that were tried."""
+    by = ["width"]
+    return bool(training.open_ended(training.choices(training.tunable(runs, by), by, score="score"), FLAT).any())
 
 
 def _borrowed(runs: pd.DataFrame) -> Iterator[Answer]:
@@ -196,10 +204,11 @@ def _borrowed(runs: pd.DataFrame) -> Iterator[Answer]:
         wide = reported.pivot_table(index="seed", columns="lr", values="score", dropna=False)
         lines = wide.to_numpy()
         narrow, best_there = (
-            np.array([np.interp(rate, np.log(wide.columns.to_numpy(float)), line) for line in lines])
+            np.array([between(rate, np.log(wide.columns.to_numpy(float)), line) for line in lines])
             for rate in (at.iloc[0], at.iloc[-1])
         )
-        asked[setting] = stats.paired(np.exp(-narrow), np.exp(-best_there), log=True, margin=DEARER, test="t")
+        dearer = stats.paired(np.exp(-narrow), np.exp(-best_there), log=True, margin=DEARER, test="t")
+        asked[setting] = training.unsettled(dearer, _open_ended(own))
         further[setting] = {"narrow_rate": np.exp(at.iloc[0]), "own_rate": np.exp(at.iloc[-1])}
     question = Question.of("borrowed", SETTING, asked, label="{method} {parametrization}", reference="its own rate")
     if not question:
@@ -231,7 +240,7 @@ def draw_rates(best_rates: pd.DataFrame) -> Any:
 
 def second(rows: pd.DataFrame, **size: Any) -> Iterator[Grid]:
     """A rate more where the best ends its grid."""
-    further = training.further_rates(*BY, margin=0.05, score="score", together=("lr", "seed"), chunk=200)
+    further = training.further_rates(*BY, margin=FLAT, score="score", together=("lr", "seed"), chunk=200)
     yield from further(rows, **size) if (rows["metric"] == "score").any() else ()
 
 

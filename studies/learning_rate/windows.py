@@ -46,6 +46,12 @@ def windows(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def up_to(largest: pd.Series[float]) -> str:
+    """Up to which rate a network learns, the median of several: one that learns at none stays among them, as 0."""
+    middle = largest.fillna(0.0).median()
+    return f"up to a rate of {middle:.2g}" if middle > 0 else "at none of the rates tried"
+
+
 def sensitivities(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean over rates of min(loss, loss at start) minus the least, of each network; and as a share of what it can gain.
 

@@ -48,6 +48,7 @@ def test_number(value, text):
         ((1.0, 0.0, INF), "1 [no bounds]"),  # of a ratio
         ((0.5, None, 0.7), "0.50 [–, 0.70]"),
         ((NAN, NAN, NAN), "NaN [NaN, NaN]"),
+        ((1.0, NAN, NAN), "1 [no interval]"),
         ((INF, 0.2, INF), "∞ [0.2, ∞]"),
         ((3.0, 3.0, 3.0), "3 [3, 3]"),
         ((None, 1.0, 2.0), "– [1.0, 2.0]"),

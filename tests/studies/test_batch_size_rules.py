@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from depthgauge import stats
+from depthgauge import questions, stats
 from depthgauge.parts import Part
-from depthgauge.studies.batch_size import budgets, curves, growing, perceptrons, rules, width
+from depthgauge.studies.batch_size import budgets, curves, growing, hyperbola, perceptrons, rules, width
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Status
 
@@ -31,9 +32,9 @@ def cases_of(part: Part, size: str = "tiny") -> list[Case]:
 # -- budgets -----------------------------------------------------------------------------------------------------------
 
 
-def budget_rows(accuracy: Callable[[int, int, float], float]) -> Iterator[Rows]:
+def budget_rows(accuracy: Callable[[int, int, float], float], size: str = "tiny") -> Iterator[Rows]:
     """Rows of an accuracy that is a function of batch, steps and rate; losses fall as accuracies rise."""
-    for case in cases_of(budgets.PART):
+    for case in cases_of(budgets.PART, size):
         at = accuracy(case.integer("batch"), case.integer("steps"), case.number("lr")) + noise(case, 0.002)
         values = {name: at if name.endswith("accuracy") else 1.5 - at for name in perceptrons.METRICS} | {
             "diverged": 0.0
@@ -57,12 +58,12 @@ def test_one_rate_for_all_is_the_reference_batch_s_best(analysed: Analysed) -> N
     """The small batch is bad at that rate alone: N19 is then true untuned, and false tuned."""
 
     def accuracy(batch: int, steps: int, lr: float) -> float:
-        return 0.9 - 0.3 * (lr != (0.03 if batch == 4 else 0.12))
+        return 0.9 - 0.3 * (lr != (2**-5 if batch == 2 else 2**-3))
 
-    found = analysed(budgets.PART, budget_rows(accuracy))
+    found = analysed(budgets.PART, budget_rows(accuracy, "quick"))
     table = found.tables["budget_accuracy"].set_index(["rates", "batch"])
-    assert (table.loc[(budgets.ONE, 4), "value"] - 0.3).abs().max() < 0.01
-    assert table.loc[(budgets.TUNED, 4), "value"].abs().max() < 0.01
+    assert (table.loc[(budgets.ONE, 2), "value"] - 0.3).abs().max() < 0.01
+    assert table.loc[(budgets.TUNED, 2), "value"].abs().max() < 0.01
     assert found.statuses["N19"] is Status.DEPENDS
 
 
@@ -75,11 +76,42 @@ def test_examples_or_steps_are_equal_and_the_reference_has_both() -> None:
         assert 16 * max(steps) % batch == 0
 
 
+def test_a_best_rate_at_the_edge_is_one_by_the_factor_of_the_loss(analysed: Analysed) -> None:
+    """At the larger of both rates a loss of 0.1 in place of 0.13 is a gain beyond the margin, though 0.03 nats."""
+
+    def rows(gain: float) -> Iterator[Rows]:
+        for case in cases_of(budgets.PART):
+            loss = 0.1 * (gain if case.number("lr") < 0.1 else 1.0) * (1 + noise(case, 0.01))
+            ends = {name: loss if name.endswith("loss") else 0.9 for name in perceptrons.METRICS} | {"diverged": 0.0}
+            yield from (case.rows(metric, value) for metric, value in ends.items())
+
+    assert analysed(budgets.PART, rows(1.3)).statuses["noise"] is Status.INCONCLUSIVE
+    assert analysed(budgets.PART, rows(1.02)).statuses["noise"] is Status.FAILS
+
+
+def test_one_rate_for_all_is_open_where_the_reference_s_best_is(analysed: Analysed) -> None:
+    found = analysed(budgets.PART, budget_rows(lambda *case: 0.9 - 0.1 * (case[2] < 0.1)))
+    assert set(found.tables["budget_accuracy"]["answer"]) == {"inconclusive"}
+    assert found.tables["budget_ends"]["at_edge"].all()
+
+
+def test_diverged_runs_stay_in_the_median_of_the_training_loss(analysed: Analysed) -> None:
+    def rows() -> Iterator[Rows]:
+        for row in budget_rows(lambda *_: 0.9):
+            gone = row.case.integer("batch") == 64 and row.case.integer("seed") in {0, 1, 2}
+            ends = {"train_loss": math.nan, "diverged": 1.0}
+            yield replace(row, value=ends[row.metric]) if gone and row.metric in ends else row
+
+    lost = analysed(budgets.PART, rows()).tables["budget_ends"].set_index("batch")["train_loss"]
+    assert (lost[64] == math.inf).all()
+    assert (lost[16] < 1).all()
+
+
 @pytest.mark.parametrize(("centre", "said"), [(0.1, True), (-0.1, False), (0.0, False), (0.02, None)])
 def test_no_better_is_what_does_not_reach_above_the_margin(centre: float, said: bool | None) -> None:
     sample = centre + np.linspace(-0.01, 0.01, 8)
-    assert perceptrons.exceeds(stats.against(sample, 0.0, margin=0.02)) is said
-    assert perceptrons.exceeds(stats.against(np.exp(sample), 1.0, margin=math.exp(0.02), log=True)) is said
+    assert questions.above(stats.against(sample, 0.0, margin=0.02)) is said
+    assert questions.above(stats.against(np.exp(sample), 1.0, margin=math.exp(0.02), log=True)) is said
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -193,6 +225,9 @@ def test_critical_batches_are_those_of_the_hyperbola(analysed: Analysed, ratio: 
 
     found = analysed(width.PART, rows())
     assert found.statuses == {"width": status}
+    steps = found.tables["width_steps"]
+    assert hyperbola.averaged(steps) == "geometric mean"
+    assert hyperbola.averaged(steps.assign(reached=0)) == "geometric mean, or median where not all arrived,"
     fits = found.tables["width_fits"].set_index("width")
     assert fits.loc[8, "critical_batch"] == pytest.approx(64, rel=0.1)
     assert fits.loc[16, "critical_batch"] == pytest.approx(64 * ratio, rel=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -119,6 +120,72 @@ def test_censored_runs_and_edges_conclude_nothing() -> None:
     assert verdicts(comparisons.saved({("mlp", "sgd"): marked}))[comparisons.STOPPED.id].status is Status.INCONCLUSIVE
     question = verdicts(hyperbola.described({("mlp", "sgd"): marked}))[hyperbola.HYPERBOLA.id]
     assert question.status is Status.INCONCLUSIVE
+
+
+def marked(curve: hyperbola.Curve, *, late: bool = False, edge: bool = False, place: int = -1) -> hyperbola.Curve:
+    """The curve with censored runs, or an open end of the rates, at one batch size."""
+    ends, gone = curve.edge.copy(), curve.late.copy()
+    ends[place], gone[0, place] = edge, late
+    return replace(curve, edge=ends, late=gone)
+
+
+@pytest.mark.parametrize("how", [{"late": True}, {"edge": True}])
+def test_no_claim_of_a_curve_is_settled_by_its_bounds(how: dict[str, bool]) -> None:
+    plain, longer = known(critical=60.0), known(critical=240.0, least=10.0)
+    found = {("mlp", "sgd"): marked(plain, **how), ("mlp", "momentum"): longer}
+    assert verdicts(comparisons.against_sgd(found))[comparisons.LENGTHEN.id].status is Status.INCONCLUSIVE
+    alone = {("mlp", "sgd"): found["mlp", "sgd"]}
+    answers = list(planned.answers(alone, {}))
+    assert verdicts(answers)[planned.BATCHES.id].status is Status.INCONCLUSIVE
+    table = dict(answer for answer in answers if isinstance(answer, tuple))["planned"]
+    assert table["covered"].tolist() == [True, False]
+    logs = pd.Series(np.log(60.0), index=plain.seeds)
+    predicted = {("mlp", 4, each): noise_scales.Predicted(math.log(60.0), logs) for each in noise_scales.ESTIMATES}
+    track = pd.DataFrame(
+        [
+            {"net": "mlp", "batch": 4, "step": 0, "seed": seed, **dict.fromkeys(noise_scales.METRICS, 1.0)}
+            for seed in plain.seeds
+        ]
+    )
+    for curves, status in (({("mlp", "sgd"): plain}, Status.HOLDS), (alone, Status.INCONCLUSIVE)):
+        assert verdicts(noise_scales.answers(track, predicted, curves))[noise_scales.PREDICTS.id].status is status
+
+
+def test_steps_that_rise_fall_no_longer() -> None:
+    curve = known(critical=5.0)
+    rising = replace(curve, steps=curve.steps * np.array([1, 1, 1, 1, 1, 1.5]))
+    assert verdicts(comparisons.saved({("mlp", "sgd"): rising}))[comparisons.STOPPED.id].status is Status.HOLDS
+
+
+def test_a_run_that_does_not_arrive_at_the_largest_batch_saves_nothing() -> None:
+    """Its budget is an eighth of the steps before: half of the examples, were it all."""
+    curve = known(critical=5.0)
+    short = replace(curve, steps=curve.steps * np.array([1, 1, 1, 1, 1, 1 / 8]))
+    for late, status in ((False, Status.FAILS), (True, Status.INCONCLUSIVE)):
+        found = verdicts(comparisons.saved({("mlp", "sgd"): marked(short, late=late)}))
+        assert found[comparisons.COMPUTATION.id].status is status
+
+
+def test_tried_rates_count_a_run_that_did_not_arrive_as_later_than_all() -> None:
+    runs = pd.DataFrame({
+        "net": "mlp", "optimizer": "sgd", "batch": 4, "lr": 0.1, "seed": [-1, -2, 0], "steps": 900,
+        "steps_to_target": [100.0, 900.0, 900.0], "reached": [1.0, 0.0, 0.0], "diverged": 0.0,
+    })  # fmt: skip
+    assert sweep.tried(runs)["median_steps"].tolist() == [math.inf]
+    assert sweep.tried(runs.assign(reached=[1.0, 1.0, 0.0]))["median_steps"].tolist() == [900.0]
+
+
+def test_a_best_rate_at_an_open_end_has_no_exponent() -> None:
+    draws = np.random.default_rng(0).normal(0, 0.01, (5, len(BATCH)))
+    pseudo = {("mlp", "sgd"): pd.DataFrame(np.log(BATCH) + draws, columns=list(BATCH))}
+    for edge, status in ((False, Status.HOLDS), (True, Status.INCONCLUSIVE)):
+        fits = {("mlp", "sgd"): marked(known(), edge=edge, place=0)}
+        assert verdicts(best_rates.exponents(pseudo, fits))[best_rates.EXPONENTS.id].status is status
+        ruled = verdicts(best_rates.saturating(
+            {("mlp", "sgd"): pseudo["mlp", "sgd"][[1, 4]]},
+            {("mlp", 4, "examples"): noise_scales.Predicted(math.log(1000.0), pd.Series([0.0]))}, fits,
+        ))  # fmt: skip
+        assert ruled[best_rates.SATURATES.id].status is status
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

@@ -13,7 +13,7 @@ import torch
 from depthgauge import curvature, replicas
 from depthgauge.parts import Part
 from depthgauge.studies.learning_rate import catapult, descent, edge, shallow
-from depthgauge.study import Grid, Rows
+from depthgauge.study import Context, Grid, Rows
 from depthgauge.verdict import Status
 
 Analysed = Callable[[Part, Iterable[Rows]], Any]
@@ -63,7 +63,9 @@ def test_sharpening_counts_below_the_limit(end: float, expected: Status, analyse
 def test_a_run_that_diverges_decides_nothing(analysed: Analysed) -> None:
     rows = list(trainings(1.0))
     rows[0] = rows[0].case.rows("sharpness", np.where(STEPS > 50, np.nan, 1.0), step=STEPS)
-    assert analysed(edge.PART, rows).statuses == {"edge": Status.INCONCLUSIVE}
+    answers = analysed(edge.PART, rows)
+    assert answers.statuses == {"edge": Status.INCONCLUSIVE}
+    assert np.isnan(answers.tables["edge"]["spread"].item())  # that of the others is no figure of all
 
 
 @pytest.mark.parametrize("optimizer", [replicas.SGD([0.1, 0.2], 0.9), replicas.Adam([0.01, 0.02])])
@@ -148,6 +150,12 @@ def test_the_end_is_half_way_to_the_first_that_diverges() -> None:
     assert catapult.end_of(np.array([False, False, True, False]), multiples) == 4.0
     assert catapult.end_of(np.zeros(4, bool), multiples) == np.inf
     assert catapult.end_of(np.ones(4, bool), multiples) == 0.0
+
+
+def test_the_largest_loss_of_a_run_that_diverges_is_infinite() -> None:
+    case = next(Grid({"multiple": (30.0,)}, {"net": shallow.ONE, "width": 50, "examples": 1, "steps": 30}, 1).cases())
+    peaks = [float(np.asarray(row.value)) for row in catapult.PART.run([case], Context()) if row.metric == "peak"]
+    assert peaks == [np.inf]
 
 
 def test_one_example_obeys_the_recursion() -> None:

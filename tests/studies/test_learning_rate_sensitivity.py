@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -47,6 +48,11 @@ def test_a_window_that_the_grid_cuts_is_censored_and_none_is_no_number() -> None
     none = windows.windows(runs(curve(lambda _: False)), ["seed"]).iloc[0]
     assert math.isnan(none["largest"])
     assert none["decades"] == 0
+
+
+def test_a_network_that_learns_at_no_rate_counts_in_the_middle_of_all() -> None:
+    assert windows.up_to(pd.Series([0.1, math.nan, 0.3])) == "up to a rate of 0.1"
+    assert windows.up_to(pd.Series([0.1, math.nan, math.nan])) == "at none of the rates tried"
 
 
 def test_sensitivity_of_a_step() -> None:
@@ -135,3 +141,17 @@ def test_batch_normalization_is_faster_through_the_rate_or_not(
 ) -> None:  # fmt: skip
     said = analysed(normalization.PART, normalized(larger, pace)).statuses
     assert (said["raised"], said["N24"]) == (raised, faster)
+
+
+def test_a_run_that_never_arrives_bounds_the_ratio_of_steps(analysed: Callable[..., Any]) -> None:
+    """All take about 190 steps; one plain network does not arrive in 200, and may take ten times as many."""
+
+    def rows(late: bool) -> Iterator[Rows]:
+        for row in normalized(lambda _: 0.1, lambda _, lr: 190 + abs(math.log(lr / 0.03))):
+            gone = late and row.case["variant"] == "plain" and row.case["seed"] == 0 and row.metric != "loss"
+            yield replace(row, value=200.0 if row.metric == "steps_to_target" else 0.0) if gone else row
+
+    for late, answer in ((False, "equivalent"), (True, "inconclusive")):
+        table = analysed(normalization.PART, rows(late)).tables["batch_norm"].set_index("what")
+        assert table.loc[normalization.OWN, "answer"] == answer
+        assert table.loc[normalization.GAIN, "answer"] == "equivalent"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch.nn import functional
 from depthgauge import replicas
 from depthgauge.studies.learning_rate import parametrization, width
 from depthgauge.studies.learning_rate.parametrization import LAYERS, Net
+from depthgauge.verdict import Status
 
 METHODS = {
     "SGD": (replicas.SGD([0.1]), torch.optim.SGD),
@@ -63,3 +66,21 @@ def test_the_best_rate_is_the_vertex_of_a_parabola() -> None:
     scores = -((np.log(rates) - math.log(0.07)) ** 2)
     assert width.best(rates, scores) == pytest.approx(math.log(0.07))
     assert width.best(rates, rates) == 0.0  # an end
+
+
+def test_no_score_is_had_outside_of_the_rates_tried() -> None:
+    at, scores = np.array([0.0, 1.0]), np.array([2.0, 4.0])
+    assert width.between(0.5, at, scores) == 3.0
+    assert math.isnan(width.between(1.5, at, scores))
+    assert math.isnan(width.between(-0.5, at, scores))
+
+
+@pytest.mark.parametrize(("peak", "status"), [(0.35, Status.HOLDS), (10.0, Status.INCONCLUSIVE)])
+def test_a_best_rate_at_the_edge_of_its_grid_moves_nowhere_that_is_known(
+    analysed: Callable[..., Any], peak: float, status: Status
+) -> None:
+    """Every width has the same best rate, inside the rates tried or beyond them."""
+    cases = [case for grid in width.PART.at("tiny") for case in grid.cases() if case.get("lr")]
+    scores = (-(math.log(case.number("lr") / peak) ** 2) / 10 + 1e-3 * math.sin(case.random_seed()) for case in cases)
+    found = analysed(width.PART, [case.rows("score", score) for case, score in zip(cases, scores, strict=True)])
+    assert found.statuses["width_transfer"] is status

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthgauge.studies.learning_rate import quadratics, range_test
+from depthgauge.studies.learning_rate import compared, quadratics, range_test
 from depthgauge.studies.learning_rate.compared import NAMED
 from depthgauge.studies.learning_rate.finders import FINDERS, running, steepest_by_rate, steepest_by_step, tenth, valley
 from depthgauge.studies.learning_rate.regimes import (
@@ -140,10 +140,13 @@ def asked(kind: str, seed: int, noise: float, **more: Any) -> Case:
     return Case.of({**fixed, "asked": kind, "seed": seed, "noise": noise, **more})
 
 
-def made(ours: float, others: float, *, low: float = 0.05, high: float = 2.0) -> Iterator[Rows]:
+def made(
+    ours: float, others: float, *, low: float = 0.05, high: float = 2.0, conditions: int = 2, seeds: int = 24,
+    undecided: int = 0,
+) -> Iterator[Rows]:  # fmt: skip
     """Rows of a training whose loss is 1 at the tuned rate of 0.1, and `ours` and `others` where finders suggest."""
     draws = np.random.default_rng(0)
-    for noise, seed in itertools.product((0.0, 0.3), range(-3, 24)):
+    for noise, seed in itertools.product(np.linspace(0, 0.3, conditions).tolist(), range(-3, seeds)):
         jitter = 0.01 * draws.standard_normal()
         for rate in (0.01, 0.1, 1.0):
             yield asked("rate", seed, noise, lr=rate).rows("score", -abs(math.log10(rate / 0.1)) - jitter)
@@ -152,8 +155,9 @@ def made(ours: float, others: float, *, low: float = 0.05, high: float = 2.0) ->
         case = asked("suggestion", seed, noise)
         for name in (*FINDERS, OURS):
             end = math.log(ours if name == OURS else others) + jitter + 0.01 * draws.standard_normal()
-            yield case.rows("rate", 0.3, layer=name)
-            yield case.rows("end", end, layer=name)
+            missing = name == OURS and noise == 0 and seed < undecided
+            yield case.rows("rate", math.nan if missing else 0.3, layer=name)
+            yield case.rows("end", math.nan if missing else end, layer=name)
         for metric, value in (("low", low), ("high", high), ("undecided", 0.0)):
             yield case.rows(metric, value, layer=OURS)
         yield case.rows("repetition", [0.29, 0.3, 0.31, 0.3, 0.3], layer=OURS, step=range(5))
@@ -164,7 +168,6 @@ def test_a_regret_beyond_the_margin_is_told(analysed: Analysed) -> None:
     assert found.statuses["finders"] is Status.FAILS
     assert found.statuses["repeated"] is Status.HOLDS
     assert found.statuses["own_start"] is Status.HOLDS
-    assert found.statuses["interval"] is Status.HOLDS
     regret = found.tables["regret"].set_index("finder")["value"]
     assert regret[NAMED["valley"]].to_numpy() == pytest.approx(3.0, rel=0.02)
     assert regret[NAMED[OURS]].to_numpy() == pytest.approx(1.02, rel=0.02)
@@ -177,7 +180,31 @@ def test_a_finder_in_use_that_does_better_is_told_too(analysed: Analysed) -> Non
     assert found.statuses["finders"] is Status.HOLDS
     assert found.statuses["repeated"] is Status.FAILS
     assert found.statuses["own_start"] is Status.FAILS
-    assert found.statuses["interval"] is Status.FAILS
+
+
+@pytest.mark.parametrize(
+    ("conditions", "low", "status"),
+    [(30, 0.05, Status.HOLDS), (30, 0.25, Status.FAILS), (18, 0.05, Status.INCONCLUSIVE)],
+)
+def test_an_interval_is_asked_of_conditions_however_many_trainings_they_have(
+    analysed: Analysed, conditions: int, low: float, status: Status
+) -> None:
+    """All trainings of one condition are held against its one tuned rate: (0.05 / 3)^(1 / 18) is below 0.85."""
+    found = analysed(range_test.PART, made(1.02, 3.0, low=low, high=2.0, conditions=conditions, seeds=8, undecided=2))
+    assert found.statuses["interval"] is status
+    row = found.tables["coverage"].set_index("interval").loc["of the answer"]
+    assert (row["n"], row["trainings"], row["held"]) == (
+        conditions,
+        8 * conditions - 2,
+        row["value"] * row["trainings"],
+    )
+
+
+def test_trainings_without_a_suggestion_are_told(analysed: Analysed) -> None:
+    found = analysed(range_test.PART, made(1.02, 3.0, seeds=8, undecided=7))
+    assert any("in the 9 of 16 trainings in which it suggests one." in text for text in found.sentences)
+    assert compared.spanned(found.tables["regret"]["n"]) == "1 to 8"
+    assert not any("suggests one" in text for text in analysed(range_test.PART, made(1.02, 3.0, seeds=8)).sentences)
 
 
 def test_another_law_of_an_optimizer_would_be_refuted(analysed: Analysed) -> None:
