@@ -293,7 +293,7 @@ def test_synthetic_data_follow_from_their_seed(name: str) -> None:
     first, other = data.load(name, seed=0), data.load(name, seed=1, n=17, n_test=5)
     assert (len(other.train), len(other.test)) == (17, 5)
     assert not torch.equal(first.train.x[:17], other.train.x) or name == "xor"  # without noise XOR has four points
-    data.load.cache_clear()
+    data._loaded.cache_clear()
     again = data.load(name, seed=0)
     for part, same in ((first.train, again.train), (first.test, again.test)):
         assert torch.equal(part.x, same.x)
@@ -536,9 +536,9 @@ def test_debians_package_is_what_is_published_and_needs_no_network(
     # The facts that a download is held against: counts of each class, and the mean pixel.
     parsed = openml.TABLES["fashion_mnist"].parse(SimpleNamespace(data=read["pixels"], target=read["labels"]))
     np.testing.assert_array_equal(parsed["pixels"], read["pixels"])
-    data.load.cache_clear()
+    data._loaded.cache_clear()
     loaded = data.load("fashion_mnist")
-    data.load.cache_clear()
+    data._loaded.cache_clear()
     assert (len(loaded.train), len(loaded.test), loaded.input_shape) == (60_000, 10_000, (1, 28, 28))
     assert not cache.exists()
 
@@ -679,7 +679,7 @@ def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch, cache: Pat
 
 def test_house_prices(cache: Path) -> None:
     openml.fetch("house_prices", fake(houses(), []))
-    data.load.cache_clear()
+    data._loaded.cache_clear()
     loaded = data.load("house_prices")
     assert (len(loaded.train), len(loaded.test)) == (1168, 292)
     assert loaded.input_shape == (77 + 3 + 2,)
@@ -698,9 +698,9 @@ def test_house_prices(cache: Path) -> None:
 @pytest.mark.usefixtures("no_package")
 def test_authors_split_of_70_000_images(cache: Path) -> None:
     openml.fetch("fashion_mnist", fake(clothes(), []))
-    data.load.cache_clear()
+    data._loaded.cache_clear()
     loaded = data.load("fashion_mnist")
-    data.load.cache_clear()
+    data._loaded.cache_clear()
     assert (len(loaded.train), len(loaded.test), loaded.input_shape) == (60_000, 10_000, (1, 28, 28))
     assert torch.equal(loaded.train.y[:20], torch.arange(20) % 10)
     with pytest.raises(openml.UnavailableError, match="first 60,000 labels are not those"):

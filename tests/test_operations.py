@@ -85,6 +85,7 @@ def test_products_that_torch_does_not_count(work: Callable[[], object], products
     assert _flops(work) == 2 * products
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")  # of torch, once a process
 def test_sparse_products_are_those_of_the_stored_numbers() -> None:
     mask = torch.eye(M)  # one number a row
     for sparse in (mask.to_sparse(), mask.to_sparse_csr()):

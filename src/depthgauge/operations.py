@@ -86,7 +86,7 @@ def multiplications(func: torch._ops.OpOverload, args: Sequence[object], kwargs:
     """
     packet = func.overloadpacket
     if own := (SPARSE if any(map(is_sparse, args)) else {}).get(packet) or SUMS.get(packet):
-        return own(*args, **kwargs)
+        return own(*args, **{name: given for name, given in kwargs.items() if name != "out"})
     formula = _FORMULAS.get(packet)
     return int(formula(*args, **kwargs, out_val=out)) // 2 if formula else 0
 
