@@ -186,7 +186,7 @@ def saturating(
             if name == RULES[0] and optimizer == REFERENCE and len(values) >= FEWEST:
                 for batch in sizes:
                     compared = stats.against(np.exp(off[batch].to_numpy()), 1.0, log=True, margin=WITHIN)
-                    asked[net, batch] = settled(compared, fits.get((net, optimizer)), sizes)  # each shifts the constant
+                    asked[net, batch] = settled(compared, fits.get((net, optimizer)), sizes.to_numpy(float))
     yield "rate_rules", pd.DataFrame(deviations)
     question = Question.of(
         "saturating_rates", ("net", "batch"), asked, label="{net} at {batch}", reference="rule",

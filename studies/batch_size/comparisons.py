@@ -75,7 +75,7 @@ def saved(found: Curves) -> Iterator[Answer]:
         ratio = curve.batch[-1] / curve.batch[-2]
         key, last, before = (net, name, curve.batch[-2], curve.batch[-1]), curve.at(-1), curve.at(-2)
         more = stats.paired(ratio * last, before, log=True, margin=SAVED, test="t")
-        edge, late = curve.edge, curve.late.any(0)
+        edge, late = curve.edge, np.asarray(curve.late.any(0))
         # a run that did not arrive takes more than is counted, a rate at an edge may take less: a bound to one side
         bound = training.one_sided(more, least=late[-1] or edge[-2], most=late[-2] or edge[-1])
         examples[key] = training.unsettled(more, bound and (edge[-1] or edge[-2]), censored=bound)
