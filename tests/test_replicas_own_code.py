@@ -128,6 +128,27 @@ def test_what_a_model_keeps_comes_from_no_neighbour_and_stays_nowhere(strategy: 
     assert isinstance(trained(Remembers(), strategy).stack.module(0), Remembers)
 
 
+class Copied(Net):
+    copies = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Copied:
+        type(self).copies += 1
+        copy = type(self)()
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+def test_an_evaluation_copies_no_model_for_each_batch(strategy: Strategy) -> None:
+    counts = []
+    stack = replicas.stack(Copied(), range(4))
+    for batch in (32, 4):
+        Copied.copies = 0
+        replicas.evaluate(stack, X, Y, batch=batch, strategy=strategy)
+        counts.append(Copied.copies)
+    assert counts[0] == counts[1] > 0
+
+
 def test_draws_are_each_seeds_own_and_the_global_generators_stay() -> None:
     found, template = [], Draws()
     for seed in (1, 2):

@@ -99,6 +99,12 @@ def every(answers: Iterable[bool | None]) -> bool | None:
     return False if False in given else None if None in given else True
 
 
+def either(answers: Iterable[bool | None]) -> bool | None:
+    """True where one is true, false where all are, None otherwise."""
+    given = set(answers)
+    return True if True in given else None if None in given else False
+
+
 def ends(confidence: float, name: str = "") -> tuple[str, str]:
     """Names of the columns of an interval's ends, `low_95` and `high_95`, or `rate_low_95` of a figure named `rate`."""
     prefix = f"{name}_" if name else ""

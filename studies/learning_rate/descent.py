@@ -44,6 +44,7 @@ def descend(
 ) -> None:  # fmt: skip
     """Train replicas on all examples at every step, and look at them after the numbers of updates in `at`."""
     trained = stack.clone()
+    running = trained.fresh()
     parameters = list(trained.parameters.values())
     rates = torch.as_tensor(optimizer.lr).to(parameters[0]).expand(len(stack))
     stepped = optimizer.stacked(parameters, rates, None)
@@ -51,7 +52,7 @@ def descend(
     for step in range(max(at) + 1):
         leaves = mapped.leaves(trained)
         with torch.enable_grad():
-            outputs = mapped.outputs(trained, leaves, everywhere)
+            outputs = mapped.outputs(running, leaves, everywhere)
             losses = torch.func.vmap(half_squared, in_dims=(0, None))(outputs, examples.y)
             gradients = torch.autograd.grad(losses.sum(), leaves)
         if step in at:

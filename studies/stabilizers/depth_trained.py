@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from depthgauge import data, drawing, refinement, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, below, every
+from depthgauge.questions import Question, above, below, either, every
 from depthgauge.studies.stabilizers import deep_stacks
 from depthgauge.studies.stabilizers.deep_stacks import SCHEMES, Scheme
 from depthgauge.study import Case, Context, Grid, Rows
@@ -122,9 +122,10 @@ def answer(question: Question, trained: pd.DataFrame) -> Iterator[Answer]:
     """Each scheme's answer: whether it trains wherever normalization does."""
     trains = {key: _majority(comparison) for key, comparison in question.members.items()}
     depths = sorted({depth for _, depth in trains})
-    normal = {depth: _either(trains.get((name, depth)) for name in NORMALIZED) for depth in depths}
+    normal = {depth: either(trains.get((name, depth)) for name in NORMALIZED) for depth in depths}
+    beyond = {depth: None if answer is None else not answer for depth, answer in normal.items()}  # where it does not
     answers = {
-        name: every(_as_deep(normal[d], trains[name, d]) for d in depths if (name, d) in trains)
+        name: every(either([beyond[d], trains[name, d]]) for d in depths if (name, d) in trains)
         if True in normal.values() else None
         for name in ASKED
         if any((name, depth) in trains for depth in depths)
@@ -142,18 +143,6 @@ def answer(question: Question, trained: pd.DataFrame) -> Iterator[Answer]:
         "binomial over seeds",
     )  # fmt: skip
     yield from _sentences(trained, {name: answer for (name, depth), answer in trains.items() if depth == depths[-1]})
-
-
-def _either(answers: Iterable[bool | None]) -> bool | None:
-    given = set(answers)
-    return True if True in given else None if None in given else False
-
-
-def _as_deep(normalization: bool | None, scheme: bool | None) -> bool | None:
-    """Whether a scheme trains where normalization does; open where that is, unless the scheme is seen to train."""
-    if scheme or normalization is False:
-        return True
-    return False if normalization and scheme is False else None
 
 
 def _majority(share: stats.Comparison) -> bool | None:

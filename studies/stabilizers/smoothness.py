@@ -87,7 +87,7 @@ def gradient_norms(stack: replicas.Stack, x: Tensor, y: Tensor) -> Tensor:
     """Norms (R,) of the gradients of the cross-entropy over all given examples."""
     leaves = mapped.leaves(stack)
     with torch.enable_grad():
-        outputs = mapped.outputs(stack, leaves, x.expand(len(stack), *x.shape))
+        outputs = mapped.outputs(stack.fresh(), leaves, x.expand(len(stack), *x.shape))
     _, cotangent = Objective("cross_entropy").stacked(outputs, y.expand(len(stack), *y.shape))
     return norms(list(mapped.gradients(leaves, outputs, cotangent).values()))
 

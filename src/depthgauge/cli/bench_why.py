@@ -42,8 +42,8 @@ def print_why(spent: Sequence[Spent]) -> None:
 
 def _cells(part: Part) -> list[str]:
     first = part.seconds[0]
-    same = len({f"{three(calls)}" for calls in part.calls}) == 1
-    calls = f"{three(part.calls[0])}" if same else ", ".join(f"{three(calls)}" for calls in part.calls)
+    spelt = [three(calls) for calls in part.calls]
+    calls = spelt[0] if len(set(spelt)) == 1 else ", ".join(spelt)
     return [*map(_duration, part.seconds), *(_signed(each - first) for each in part.seconds[1:]), calls]
 
 

@@ -88,7 +88,7 @@ class _Task:
         with differentiable(stack.template):
             everywhere = self.inputs.expand(len(stack), *self.inputs.shape)
             if chain is None:
-                outputs = mapped.outputs(stack, leaves, everywhere)
+                outputs = mapped.outputs(stack.fresh(), leaves, everywhere)
             else:
                 outputs = chain.forward(leaves, everywhere).outputs
             losses = torch.func.vmap(self.objective.single, in_dims=(0, None))(outputs, self.targets)

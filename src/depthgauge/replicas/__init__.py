@@ -245,9 +245,8 @@ def _diverged_at(loss: Floats, taken: NDArray[np.int64], trained: Stack) -> NDAr
     """First step (R,) of a loss that is not finite; the number of steps where only a weight is not; else -1."""
     finite = torch.ones(len(trained), dtype=torch.bool, device=_floating(trained).device)
     for tensor in filter(Tensor.numel, trained.parameters.values()):
-        finite &= (
-            tensor.reshape(len(trained), -1).abs().amax(1).isfinite()
-        )  # ten times as fast as torch's infinity norm
+        largest = tensor.reshape(len(trained), -1).abs().amax(1)  # ten times as fast as torch's infinity norm
+        finite &= largest.isfinite()
     late = np.where(finite.cpu().numpy(), -1, taken)
     bad = ~np.isfinite(loss) & (np.arange(len(loss))[:, None] < taken)
     return (np.where(bad.any(0), bad.argmax(0), late) if len(loss) else late).astype(np.int64)
@@ -277,20 +276,23 @@ def evaluate(
     """
     like = _floating(stack)
     inputs, targets = inputs.to(like.device), targets.to(like.device)
-    choice = engine.choose(stack, inputs[:batch], strategy)
+    choice = engine.choose(stack, inputs[:batch], strategy, backward=False)
     objective = Objective.of(loss, targets)
     total = torch.zeros(len(stack), dtype=torch.float64, device=like.device)
     right = torch.zeros_like(total)
-    for rows in engine.blocks(stack, choice, moments=0):
-        part = stack.part(rows)
-        for start in range(0, len(inputs), batch):
-            x, y = inputs[start : start + batch], targets[start : start + batch]
-            outputs = engine.forward(part, choice.strategy, choice.chain, x, start=start)
-            everywhere = y.expand(len(part), *y.shape)
-            value, _ = objective.stacked(outputs, everywhere)
-            correct = objective.correct(outputs, everywhere)
-            total[rows] += value.double() * len(x)
-            right[rows] += float("nan") if correct is None else correct.double() * len(x)
+    one_by_one = choice.strategy == "loop"
+    with random_states_kept():
+        for rows in engine.singles(stack) if one_by_one else engine.blocks(stack, choice, moments=0):
+            part = stack.part(rows)
+            forward = engine.forward(part, choice, like.device)
+            for start in range(0, len(inputs), batch):
+                x, y = inputs[start : start + batch], targets[start : start + batch]
+                outputs = forward(x, start)
+                everywhere = y.expand(len(part), *y.shape)
+                value, _ = objective.stacked(outputs, everywhere)
+                correct = objective.correct(outputs, everywhere)
+                total[rows] += value.double() * len(x)
+                right[rows] += float("nan") if correct is None else correct.double() * len(x)
     return Evaluation((total / len(inputs)).cpu().numpy(), (right / len(inputs)).cpu().numpy())
 
 

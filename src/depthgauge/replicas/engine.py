@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -28,6 +29,8 @@ STRATEGIES: tuple[Strategy, ...] = ("chain", "vmap", "loop")
 Record = Callable[[int, slice, Tensor, Tensor | None], None]
 # Receives a number of updates done, some of a block's replicas, and them; True ends their training.
 Look = Callable[[int, slice, Stack], bool]
+# Receives a batch (B, ...), and the place of its first example; gives outputs (R, B, ...).
+Forward = Callable[[Tensor, int], Tensor]
 
 # A block of replicas trains to its end before the next begins. Its parameters and optimizer state stay in the
 # last-level cache between steps; below that a step of many small operations is bound by their dispatch. A chain's
@@ -60,13 +63,14 @@ class Choice:
     sizes: Sizes
 
 
-def choose(stack: Stack, inputs: Tensor, wanted: Strategy | None = None) -> Choice:
+def choose(stack: Stack, inputs: Tensor, wanted: Strategy | None = None, *, backward: bool = True) -> Choice:
     """The strategy wanted; None: the fastest that gives the same result, by a rule of structure and sizes alone.
 
     Args:
         stack: the replicas.
         inputs: one batch (B, ...).
         wanted: as in `Loop`.
+        backward: whether gradients are to be the same, too.
 
     Raises:
         ValueError: there is no such strategy, or the model cannot be run by it.
@@ -78,21 +82,17 @@ def choose(stack: Stack, inputs: Tensor, wanted: Strategy | None = None) -> Choi
         return Choice("chain", as_chain, sizes)
     if wanted == "chain":
         raise ValueError("this model is not a chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
-    if wanted == "vmap" and not _batchable(stack, inputs, slow=True):
+    if wanted == "vmap" and not _batchable(stack, inputs, slow=True, backward=backward):
         raise ValueError("this model gives something else, or nothing, in one call for all replicas; use 'loop'")
-    return Choice(wanted or _fastest(stack, inputs, sizes), None, sizes)
+    if wanted is None:
+        pays = _pays(stack, inputs, sizes) and _batchable(stack, inputs, slow=False, backward=backward)
+        wanted = "vmap" if pays else "loop"
+    return Choice(wanted, None, sizes)
 
 
-def _fastest(stack: Stack, inputs: Tensor, sizes: Sizes) -> Strategy:
-    """The strategy of a model that is no chain."""
-    if not _pays(stack, inputs, sizes):
-        return "loop"
-    return "vmap" if _batchable(stack, inputs) else "loop"
-
-
-def _batchable(stack: Stack, inputs: Tensor, *, slow: bool = False) -> bool:
+def _batchable(stack: Stack, inputs: Tensor, **asked: bool) -> bool:
     few = stack.part(slice(0, 2))
-    return mapped.batchable(few, torch.stack([inputs[:2]] * len(few)), slow=slow)
+    return mapped.batchable(few, torch.stack([inputs[:2]] * len(few)), **asked)
 
 
 def _pays(stack: Stack, inputs: Tensor, sizes: Sizes) -> bool:
@@ -335,22 +335,29 @@ def _alone(stack: Stack, row: int, device: torch.device) -> nn.Module:
     return module
 
 
-def forward(stack: Stack, strategy: Strategy, as_chain: Chain | None, inputs: Tensor, *, start: int = 0) -> Tensor:
-    """Outputs (R, B, ...) of a stack for one batch of inputs (B, ...), without gradients.
+def forward(stack: Stack, choice: Choice, device: torch.device) -> Forward:
+    """Make the function that puts a batch (B, ...) through a stack: outputs (R, B, ...).
 
-    What a model draws comes from the replica's own seed and `start`, the place of the batch's first example.
+    Each batch meets the stack's own parameters and buffers. What a model draws comes from the replica's own seed and
+    the place of the batch's first example; the global generators are the caller's to put back.
     """
-    with torch.no_grad():
-        if strategy == "loop":
-            rows = []
-            with random_states_kept():
-                for row, seed in enumerate(stack.seeds):
-                    module = _alone(stack, row, inputs.device)
-                    seed_globals(seed, Purpose.DROPOUT, "evaluate", start, device=inputs.device)
-                    rows.append(scores(module(inputs)))
-            return torch.stack(rows)
-        parameters = list(stack.parameters.values())
+    if choice.strategy == "loop":
+        return partial(_each, stack, [_alone(stack, row, device) for row in range(len(stack))])
+    parameters, as_chain, own = list(stack.parameters.values()), choice.chain, stack.fresh()
+
+    def together(inputs: Tensor, _: int) -> Tensor:
         everywhere = inputs.expand(len(stack), *inputs.shape)
         if as_chain is not None:
             return as_chain.forward(parameters, everywhere).outputs
-        return mapped.outputs(stack, parameters, everywhere)
+        return mapped.outputs(own, parameters, everywhere)
+
+    return together
+
+
+def _each(stack: Stack, modules: Sequence[nn.Module], inputs: Tensor, start: int) -> Tensor:
+    outputs = []
+    for row, (module, seed) in enumerate(zip(modules, stack.seeds, strict=True)):
+        load(module, stack, row)
+        seed_globals(seed, Purpose.DROPOUT, "evaluate", start, device=inputs.device)
+        outputs.append(scores(module(inputs)))
+    return torch.stack(outputs)

@@ -79,9 +79,9 @@ class Together:
 def outputs(stack: Stack, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
     """Outputs (R, B, ...) of a stack for inputs (R, B, ...), one call for all replicas, differentiable.
 
-    Running statistics stay as they are.
+    Running statistics stay as they are. The stack is over a template of its own, as for `Together`.
     """
-    return Together(stack.fresh(), parameters, _copies(stack))(inputs)
+    return Together(stack, parameters, _copies(stack))(inputs)
 
 
 def _copies(stack: Stack) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ def tapped(
     return tuple(names), values, list(gradients)
 
 
-def batchable(stack: Stack, inputs: Tensor, *, slow: bool = False) -> bool:
+def batchable(stack: Stack, inputs: Tensor, *, slow: bool = False, backward: bool = True) -> bool:
     """Tell whether one call for all replicas works and agrees with separate ones, tried on `inputs` (R, B, ...).
 
     Outputs, gradients and running statistics are compared: a backward pass of the model's own does not see the
@@ -195,6 +195,7 @@ def batchable(stack: Stack, inputs: Tensor, *, slow: bool = False) -> bool:
         stack: some replicas.
         inputs: (R, B, ...).
         slow: whether operations count that run replica after replica in that one call.
+        backward: whether gradients are compared.
     """
     for module in stack.template.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
@@ -202,7 +203,7 @@ def batchable(stack: Stack, inputs: Tensor, *, slow: bool = False) -> bool:
     if any(tensor.is_complex() for tensor in stack.parameters.values()):
         return False  # torch's own steps take their real and imaginary parts
     try:
-        with torch.enable_grad(), random_states_kept(), warnings.catch_warnings():
+        with torch.set_grad_enabled(backward), random_states_kept(), warnings.catch_warnings():
             # vmap announces an operation that it would run replica by replica: no gain is to be had there.
             warnings.simplefilter("ignore" if slow else "error")
             return _alike(_together(stack, inputs), _alone(stack, inputs))

@@ -85,19 +85,20 @@ class Objective:
 
     def _cross_entropies(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         scores, labels = outputs.flatten(1, -2), targets.flatten(1).unsqueeze(2)
+        counted = labels != IGNORED if self.ignores else None
+        if counted is not None:
+            labels = labels.masked_fill(~counted, 0)
         logs = functional.log_softmax(scores, 2)
-        if not self.ignores:
-            terms = labels.shape[1]
-            loss = -logs.gather(2, labels).sum((1, 2)) / terms
-            gradient = logs.exp_()
-            gradient.scatter_add_(2, labels, gradient.new_full((1, 1, 1), -1.0).expand_as(labels))
-            return loss, gradient.div_(terms).view_as(outputs)
-        counted = labels != IGNORED
-        labels, number = labels.masked_fill(~counted, 0), counted.sum(1, keepdim=True)
-        loss = -logs.gather(2, labels).masked_fill(~counted, 0.0).sum((1, 2)) / number[:, 0, 0]
+        losses = -logs.gather(2, labels)
         gradient = logs.exp_()
         gradient.scatter_add_(2, labels, gradient.new_full((1, 1, 1), -1.0).expand_as(labels))
-        return loss, gradient.masked_fill_(~counted, 0.0).div_(number.clamp(min=1)).view_as(outputs)
+        if counted is None:
+            terms = labels.shape[1]
+            return losses.sum((1, 2)) / terms, gradient.div_(terms).view_as(outputs)
+        number = counted.sum(1, keepdim=True)
+        losses.masked_fill_(~counted, 0.0)
+        gradient.masked_fill_(~counted, 0.0).div_(number.clamp(min=1))
+        return losses.sum((1, 2)) / number[:, 0, 0], gradient.view_as(outputs)
 
     def _each(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Losses (R,) of a function of the user's: in one call, or one after another where it looks at its numbers."""
@@ -113,9 +114,8 @@ class Objective:
         """Fraction of right classes (R,) of R models, in 32 bits at least; None where outputs are no scores."""
         if targets.is_floating_point() or outputs.shape[1:-1] != targets.shape[1:]:
             return None
-        right = (
-            (outputs.detach().argmax(-1) == targets).flatten(1).to(torch.promote_types(outputs.dtype, torch.float32))
-        )
+        dtype = torch.promote_types(outputs.dtype, torch.float32)
+        right = (outputs.detach().argmax(-1) == targets).flatten(1).to(dtype)
         if not self.ignores:
             return right.mean(1)
         return right.sum(1) / (targets != IGNORED).flatten(1).sum(1)
