@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from depthgauge import stats
+from depthgauge.conditions import undecided
 from depthgauge.parts import Answer
 from depthgauge.questions import Question, above, agrees, judged
 from depthgauge.verdict import Claim, Sentence
@@ -63,11 +64,10 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
         for loss in ("side by side", "DDP")
     }
     if all(told.values()):
-        undecided = [*map(agrees, question.members.values())].count(None)
         near, far = (f"{min(values):.2f} to {max(values):.2f}" for values in told.values())
         yield Sentence(
             f"Two trainings side by side take {near} times as long as one alone; exchanging gradients makes a step "
-            f"{far} times as long as that" + f"; {undecided} of {len(question)} are undecided" * bool(undecided) + ".",
+            f"{far} times as long as that{undecided(map(agrees, question.members.values()))}.",
             claims=(claim.id,),
         )
 

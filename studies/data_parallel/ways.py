@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import drawing, parallel, stats
+from depthgauge.conditions import undecided
 from depthgauge.drawing.palette import GREY
 from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer, Part, sizes
@@ -174,8 +175,8 @@ def _faster(cases: pd.DataFrame, seconds: dict[Any, Any]) -> Iterator[Answer]:
     said = [*question.read(above).values()]
     yield Sentence(
         f"On this machine two ranks take a step more than {MARGIN - 1:.0%} faster than one process in "
-        f"{said.count(True)} of {len(said)} combinations of way and size, and not in {said.count(False)}; "
-        f"{said.count(None)} are undecided.",
+        f"{said.count(True)} of {len(said)} combinations of way and size, and not in {said.count(False)}"
+        f"{undecided(said)}.",
         claims=(FASTER.id,),
     )
 

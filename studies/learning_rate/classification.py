@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from depthgauge import data, drawing, models, replicas, stats, training
+from depthgauge.conditions import undecided
 from depthgauge.frames import groups
 from depthgauge.initialization import Scheme, scheme
 from depthgauge.parts import Answer, Part, sizes
@@ -117,12 +118,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     for init in dict.fromkeys(reported["init"]):
         squared = question.where(init=init, loss="squared")
         if gains := [c.effect.value for c in squared.members.values()]:
-            open_ones = [*squared.read(below).values()].count(None)
             ends = " to ".join(f"{100 * end:+.1f}".replace("-", "−") for end in dict.fromkeys((min(gains), max(gains))))
             named = {"he": "He's", "default": "torch's default"}.get(str(init), str(init))
             yield Sentence(
                 f"With {named} initialization squared loss ends {ends} points of test accuracy above cross-entropy, by "
-                "network" + f"; {open_ones} of {len(squared)} are undecided" * bool(open_ones) + ".",
+                f"network{undecided(squared.read(below).values())}.",
                 claims=(NEEDED.id,),
             )
 

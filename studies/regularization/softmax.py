@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -52,8 +53,10 @@ def smoothed(outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
 
 def calibration_error(chances: Tensor, labels: Tensor) -> float:
-    """Expected calibration error over bins of equal width of the largest chance, (N, K) and (N,)."""
+    """Expected calibration error over bins of equal width of the largest chance, (N, K) and (N,); NaN of a NaN."""
     confidence, answer = chances.double().max(1)
+    if confidence.isnan().any():
+        return math.nan
     places = (confidence * BINS).long().clamp(max=BINS - 1)
     off = (answer == labels).double() - confidence
     sums = torch.zeros(BINS, dtype=off.dtype, device=off.device).index_add_(0, places, off)

@@ -39,6 +39,7 @@ NEAR = 1.25  # margin of the distances of two gradients from size 1
 ENDED = 0.05  # of the loss of that answer: what a rate beyond the grid would have to gain to matter
 LEARNED = 0.5  # of the loss of the best answer that knows no input
 BATCH = 4
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 SIZES = sizes(
     "seeds length width stack trained",
     quick=(8, 200, 32, (32, 96), ()),
@@ -61,7 +62,7 @@ def grids(seeds: int, length: int, width: int, stack: tuple[int, int], trained: 
     if trained:
         tasks, runs, steps_back, steps = trained
         yield Grid(
-            {"task": tasks, "kind": KINDS, "lr": (3e-3, 1e-2, 3e-2)},
+            {"task": tasks, "kind": KINDS, "lr": RATES},
             {"stage": "train", "length": steps_back, "width": min(width, 24), "steps": steps}, runs, ("lr", "seed"),
             100, selection=2, claims=(STABLER.id,),
         )  # fmt: skip

@@ -378,6 +378,16 @@ def test_numbers_that_were_lost(kind: str) -> None:
     assert kind in kinds(trained(perceptron(432, 3), cut(LOST[kind](x), y)))
 
 
+def test_masks_of_the_loss_are_no_examples_that_were_not_loaded() -> None:
+    x, counted, y = torch.randn(256, 8), (torch.rand(256, 1) < 0.5).float().expand(-1, 12), torch.rand(256, 12).round()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        each = functional.binary_cross_entropy_with_logits(model(batch[0]), batch[2], reduction="none")
+        return (each * batch[1]).sum() / batch[1].sum().clamp(min=1)
+
+    assert "equal_examples" not in kinds(trained(perceptron(8, 12), cut(x, counted, y), loss))
+
+
 @pytest.mark.parametrize("drawn", ["grey", "black and white", "standardized"])
 def test_sound_pictures_have_lost_nothing(drawn: str) -> None:
     x = pictures()

@@ -147,6 +147,8 @@ def smoothed(out: Tensor, y: Tensor, share: float) -> Tensor:
     ("loss", "expected"),
     [
         (lambda out, y: -smoothed(out, y, 0), {"pushed_away"}),
+        (lambda out, y: out.softmax(1).gather(1, y[:, None]).mean(), {"pushed_away"}),
+        (lambda out, y: smoothed(-3 * out.square(), y, 0), set()),
         (lambda out, y: smoothed(out, y, 0.97), {"labels_hardly_count"}),
         (lambda out, y: functional.cross_entropy(out, y, label_smoothing=0.9), {"smoothed_away"}),
         (lambda out, y: smoothed(out, (y + 1) % 5, 0), {"moved_labels"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -24,6 +25,8 @@ def test_gaps_and_calibration_by_hand() -> None:
     chances = torch.tensor([[0.95, 0.05], [0.98, 0.02], [0.35, 0.65], [0.38, 0.62]])
     wrong = softmax.calibration_error(chances, torch.tensor([0, 1, 1, 1]))  # 1 of 2 right at 0.965, 2 of 2 at 0.635
     assert wrong == pytest.approx((0.465 + 0.365) / 2)
+    chances[1] = torch.nan
+    assert math.isnan(softmax.calibration_error(chances, torch.tensor([0, 1, 1, 1])))
 
 
 def test_the_linear_classifier_descends_as_torch_s_does() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
@@ -102,7 +103,7 @@ def _pushed(
             yield from _of_one_label(pair, ways)
             return
         share = max((min(_share(signs, -1) for signs in way) for way in ways), default=0.0)
-        if share >= AWAY:
+        if share >= AWAY and not _least_wins(outputs, pair):
             yield Finding(
                 "pushed_away", Status.BROKEN,
                 f"the loss falls as outputs go away from their targets, for {share:.0%} of the examples: it"
@@ -112,6 +113,28 @@ def _pushed(
                 "steps take outputs to their targets", ("loss",), Measure("share pushed away", share),
             )  # fmt: skip
             return
+
+
+def _least_wins(outputs: Outputs, pair: Held) -> bool:
+    """Whether the loss comes to an end as all numbers but each label's rise, and not as one does: the least answers.
+
+    So it is of distances, and of energies.
+    """
+    if (classes := pair.classes) is None:
+        return False
+    output = outputs.free[pair.leaf].movedim(classes, -1)
+    count, size = output.shape[-1], max(1.0, output.std().item())
+    labels = pair.targets.to(output.device).reshape(output.shape[:-1]).clamp(0, count - 1)
+    others = 1 - functional.one_hot(labels, count)
+    one = functional.one_hot((labels + 1) % count, count)
+
+    def loss(raised: Tensor) -> float:
+        moved = (output + size * raised).movedim(-1, classes)
+        return outputs.loss([moved if leaf == pair.leaf else each for leaf, each in enumerate(outputs.free)])
+
+    start, (near, far, farther) = loss(0 * others), (loss(distance * others) for distance in FAR)
+    ends = start > near and abs(far - farther) <= VANISHES * (start - farther)
+    return ends and (count == 2 or loss(FAR[-1] * one) > (start + farther) / 2)
 
 
 def _of_one_label(pair: Held, ways: Sequence[Sequence[Tensor]]) -> Iterator[Finding]:

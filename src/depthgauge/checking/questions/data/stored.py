@@ -33,7 +33,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     """Yield what writes over stored examples."""
     training = subject.training
     with random_states_kept():
-        reads = _reading_changes(_dataset(training.batches))
+        reads = _reading_changes(innermost(training.batches))
     if reads:
         yield _told("reading an example changes it in the data set itself", "__getitem__", ("batches",))
     elif training.writes and subject.fits(0, _WHAT, loads=2, copies=0) and _loss_changes(training):
@@ -53,7 +53,7 @@ def _told(what: str, where: str, places: tuple[str, ...]) -> Finding:
 # -- a data set that writes --------------------------------------------------------------------------------------------
 
 
-def _dataset(batches: Any) -> Any:
+def innermost(batches: Any) -> Any:
     """The innermost data set of a loader; None where it is none that is read by number."""
     found = getattr(batches, "dataset", None)
     while (inner := getattr(found, "dataset", None)) is not None:
@@ -63,7 +63,7 @@ def _dataset(batches: Any) -> Any:
 
 def _reading_changes(dataset: Any) -> bool:
     """Tell whether each reading of one example changes the numbers of one stored example, and puts them back."""
-    stored = _stored(dataset)
+    stored = examples(dataset)
     if not stored:
         return False
     begun = [each.clone() for each in stored]
@@ -87,8 +87,8 @@ def _one_row(before: Tensor, after: Tensor) -> bool:
     return int((before != after).flatten(1).any(1).sum()) == 1
 
 
-def _stored(dataset: Any) -> list[Tensor]:
-    """The tensors and arrays that hold a number of numbers for each example."""
+def examples(dataset: Any) -> list[Tensor]:
+    """The tensors and arrays of a data set that hold some numbers for each of its examples; none of large ones."""
     if dataset is None or isinstance(dataset, Mapping) or not hasattr(dataset, "__dict__"):
         return []
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
-from depthgauge.checking.questions.data.batches import Batches, Column
+from depthgauge.checking.questions.data import stored
+from depthgauge.checking.questions.data.batches import Batches, Column, flags
 from depthgauge.checking.questions.data.padding import padded
 from depthgauge.checking.words import percent
 from depthgauge.workload import Training
@@ -117,7 +118,7 @@ def _repeated(batches: Batches, loader: object) -> Iterator[Finding]:
         return
     bits = [each.numbers.reshape(count, -1).double().numpy() for each in columns]
     different = len({b"".join(part[row].tobytes() for part in bits) for row in range(count)})
-    if different <= SHOWN * count:
+    if different <= SHOWN * count and not _few(stored.examples(stored.innermost(loader)), count):
         yield Finding(
             "repeated_examples", Status.BROKEN,
             f"of {count} examples in {batches.count} batches of one epoch only {different} are different",
@@ -126,7 +127,18 @@ def _repeated(batches: Batches, loader: object) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _few(examples: Sequence[Tensor], count: int) -> bool:
+    """Whether the stored examples themselves are few different ones, of as many spread over all."""
+    if not examples:
+        return False
+    spread = torch.linspace(0, len(examples[0]) - 1, count).long()
+    held = torch.cat([each[spread].flatten(1).double() for each in examples], 1)
+    return len(torch.unique(held, dim=0)) <= SHOWN * count
+
+
 def _equal(column: Column, batches: Batches) -> Iterator[Finding]:
+    if flags(column.numbers) and any(each.continuous and not flags(each.numbers) for each in batches.inputs):
+        return  # a mask
     flat = column.flat
     targets = next((each for each in batches.targets if len(each.numbers) == len(flat)), None)
     if flat.shape[1] < NUMBERS or targets is None:
