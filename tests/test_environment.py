@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from pathlib import Path
 
@@ -124,5 +125,22 @@ def test_a_copy_outside_a_repository_has_no_commit(tmp_path, monkeypatch):
     environment.commit.cache_clear()
     try:
         assert environment.commit() is None
+    finally:
+        environment.commit.cache_clear()
+
+
+def test_links_into_a_checkout_have_its_commit(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    for asked in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *asked], check=True)
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "__init__.py").symlink_to(tmp_path / "package" / "__init__.py")
+    monkeypatch.setattr(environment.version, "__file__", str(tmp_path / "build" / "__init__.py"))
+    environment.commit.cache_clear()
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+        assert environment.commit() == head.strip()
     finally:
         environment.commit.cache_clear()

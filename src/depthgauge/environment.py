@@ -164,7 +164,7 @@ def _modules() -> dict[str, Path]:
 @cache
 def commit() -> str | None:
     """The git commit of the checkout that the package runs from, `+` added where files differ from it; or None."""
-    here = Path(version.__file__)
+    here = Path(version.__file__).resolve()  # an editable install may be links into the checkout
     try:
         # A wheel inside somebody else's repository is not tracked there, and has no commit.
         _git(here.parent, "ls-files", "--error-unmatch", here.name)
