@@ -540,3 +540,13 @@ def test_a_picture_shows_each_phase() -> None:
 
     assert canvas is not None
     assert len(canvas.axes[0].patches) == len(answer.tables["equal runs"])
+
+
+def test_sums_of_another_order_are_nothing_that_a_model_keeps() -> None:
+    def summing(_: Any, x: Tensor) -> Tensor:  # as of atomic sums: no seed sets their order
+        drawn = torch.frombuffer(bytearray(os.urandom(x.numel())), dtype=torch.uint8) % 2
+        return x * (1 + 2e-7 * drawn.view_as(x))
+
+    found = kinds(asked(training(plain(Through(summing)), *rows())))
+    assert "order_of_sums" in found
+    assert "keeps_state" not in found

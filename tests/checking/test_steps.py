@@ -117,6 +117,23 @@ class Clamping(torch.optim.SGD):
         super().step(closure)
 
 
+class Cleared(torch.optim.Adam):
+    """Adam whose moments are 0 after every step, or after every second one."""
+
+    def __init__(self, parameters: Any, every: int) -> None:
+        super().__init__(parameters, 0.01)
+        self.every, self.count = every, 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        self.count += 1
+        for held in self.state.values():
+            if self.count % self.every == 0:
+                held["exp_avg"].zero_()
+                held["exp_avg_sq"].zero_()
+
+
 class Averaging(torch.optim.Optimizer):
     """Steps by an average of gradients times the rate; `how` it is multiplied, or what is kept instead."""
 
@@ -145,6 +162,7 @@ class Averaging(torch.optim.Optimizer):
     (lambda p: Averaging(p, "heavy ball"), set()), (lambda p: Averaging(p, "last step"), set()),
     (lambda p: Pulled(p, all_cleared=False), {"endless_sum"}), (lambda p: Pulled(p, all_cleared=True), set()),
     (InPlace, set()), (Plain, set()),
+    (lambda p: Cleared(p, 1), {"moments_cleared"}), (lambda p: Cleared(p, 2), set()),
     (Kept, {"endless_sum"}), (lambda p: Gathering(p, clear=False), {"endless_sum"}), (Skipping, {"never_moved"}),
     (Clamping, {"uneven_step"}), (lambda p: Gathering(p, clear=True), set()), (torch.optim.Adam, set()),
     (lambda p: torch.optim.SGD(p, 0.01, momentum=0.99, weight_decay=0.1), set()), (torch.optim.Rprop, set()),

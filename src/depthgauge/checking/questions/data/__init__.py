@@ -34,6 +34,7 @@ from depthgauge.checking.questions.data import (
     passing,
     probable,
     pulling,
+    repeating,
     rows,
     scaled,
     seeing,
@@ -61,7 +62,7 @@ KINDS = {
     **belonging.KINDS, **values.KINDS, **order.KINDS, **padding.KINDS, **pairing.KINDS,
     **derivatives.KINDS, **evaluated.KINDS, **joined.KINDS, **stored.KINDS,
     **across.KINDS, **added.KINDS, **kept.KINDS, **rows.KINDS, **squares.KINDS, **by_hand.KINDS,
-    **scaled.KINDS, **edges.KINDS, **sight.KINDS,
+    **scaled.KINDS, **edges.KINDS, **sight.KINDS, **repeating.KINDS,
 }  # fmt: skip
 
 
@@ -81,12 +82,14 @@ def ask(subject: Subject) -> Answer:
         losses.findings(seen, passed, subject.training.model), modes.findings(subject.training, passed),
         inputs.findings(seen, read, passed, subject.training), labels.findings(read, terms),
         parts.findings(subject.training, passed, seen.batch) if timely else (),
-        values.findings(read, subject.training), order.findings(subject, read), padding.findings(subject),
+        values.findings(read, subject.training), repeating.findings(read),
+        order.findings(subject, read), padding.findings(subject),
         pairing.findings(subject), belonging.findings(subject, read),
         summing.findings(subject), called.findings(subject), of_outputs.findings(subject),
         derivatives.findings(subject), evaluated.findings(subject), joined.findings(subject),
         across.findings(subject), added.findings(passed.mask), kept.findings(subject), rows.findings(subject),
-        squares.findings(subject, passed.square), by_hand.findings(subject), probable.findings(passed.again),
+        squares.findings(subject, passed.square), squares.of_sizes(passed.sizes), by_hand.findings(subject),
+        probable.findings(passed.again),
         scaled.findings(subject, read), edges.findings(subject), sight.findings(subject),
         stored.findings(subject), smallest.findings(subject), addends.findings(subject), pulling.findings(subject),
         fitting.findings(subject, fitted),

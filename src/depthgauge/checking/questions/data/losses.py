@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from depthgauge import stats
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
@@ -14,12 +14,14 @@ from depthgauge.checking.observing import Seen
 from depthgauge.checking.parameters import is_normal
 from depthgauge.checking.questions.data.passing import Passed, probabilities
 from depthgauge.checking.terms import Term
+from depthgauge.checking.words import listed
 
 EXCESS = 2.0  # nats above chance: scores drawn from N(0, s^2) are s^2 / 2 above it, so that s = 2; He's have s = 1.4
 TIED = 3.0  # times the loss of equal scores: of N(0, 1) rows of width d and unit-variance outputs it is d / 2 more
 NORMALIZED = 0.05  # |ln of the sum of probabilities|: bfloat16 log-probabilities of 1000 classes stay below
 SHIFTED = 0.7  # of chance: what labels moved by one class must reach where the labels themselves are above chance
 _ROWS = 4096  # rows whose loss gives the interval
+MOST_WHERE = 12
 _SQUASHING = {"Sigmoid": "a sigmoid", "Tanh": "a tanh", "Relu": "a ReLU", "Softmax": "a softmax"}
 
 KINDS = {
@@ -57,6 +59,11 @@ KINDS = {
         "fault",
         f"the loss at the start is {TIED:g} times that of equal scores or more, which are products with the rows of an"
         " embedding that keeps torch's N(0, 1): their standard deviation is the root of its width",
+    ),
+    "unit_weights": Kind(
+        "fault",
+        f"the loss at the start is {TIED:g} times that of equal scores or more, and weight matrices hold draws from"
+        " N(0, 1), whatever their width: outputs grow by its root in each",
     ),
     "shifted_labels": Kind(
         "fault",
@@ -266,6 +273,17 @@ def _level(seen: Seen, term: Term, model: nn.Module) -> Iterator[Finding]:
             f"the loss starts near {level:.4g}", (name, "loss", "model"), measure,
         )  # fmt: skip
         return
+    if loss > TIED * level and (drawn := _unit_matrices(model)):
+        wide = max(each.shape[1:].numel() for each in drawn.values())
+        yield Finding(
+            "unit_weights", Status.LOOK,
+            f"the weights of {listed(list(drawn))} are draws from N(0, 1), whatever the width: the loss is {loss:.4g}"
+            f" before the first step, and {level:.4g} with equal scores",
+            f"divide them by the root of their width ({wide**-0.5:.2g} for {wide}): nn.init.kaiming_normal_ does, for"
+            " ReLU",
+            f"the loss starts near {level:.4g}", (*list(drawn)[:MOST_WHERE], "loss", "model"), measure,
+        )  # fmt: skip
+        return
     yield Finding(
         "far_above_chance", Status.LOOK,
         f"the loss is {loss:.4g} before the first step, and {level:.4g} with equal scores: the model is sure of wrong"
@@ -289,6 +307,15 @@ def _unit_table(model: nn.Module, term: Term) -> tuple[str, int] | None:
     if len(fit) != 1 or not is_normal(fit[0][1].weight.detach()):
         return None
     return fit[0][0], fit[0][1].embedding_dim
+
+
+def _unit_matrices(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of linear and convolutional layers, by layer, that are draws from N(0, 1)."""
+    layers = {
+        name: each for name, each in model.named_modules() if isinstance(each, nn.Linear | nn.modules.conv._ConvNd)
+    }
+    weights = {name: each.weight.detach() for name, each in layers.items() if not nn.parameter.is_lazy(each.weight)}
+    return {name: each for name, each in weights.items() if is_normal(each.flatten(1))}
 
 
 def _moved(term: Term) -> tuple[int, float] | None:

@@ -62,6 +62,7 @@ class Passed:
         mask: the first attention that adds a mask of ones and zeros, and their share.
         again: what takes probabilities for scores, and the module in whose call that is.
         square: the first operation that lays a number of each example against those of all; empty where none does.
+        sizes: shapes of an output and its targets, which have more numbers than it; empty where none has.
     """
 
     first: Reached | None = None
@@ -76,6 +77,7 @@ class Passed:
     mask: tuple[str, float] | None = None
     again: tuple[str, str] | None = None
     square: str = ""
+    sizes: str = ""
 
 
 def make(training: Training, batch: Any) -> Passed:
@@ -89,7 +91,7 @@ def make(training: Training, batch: Any) -> Passed:
         passed.left = training.model.training
     passed.training = {**passed.aside, **passed.training}
     passed.rates, passed.shares, passed.mask = dropped.rates, dropped.shares, masks.found
-    passed.again, passed.square = again.found, squares.found
+    passed.again, passed.square, passed.sizes = again.found, squares.found, squares.sizes
     return passed
 
 

@@ -37,7 +37,13 @@ KINDS = {
         f" each example, (N,), and makes (N, N); held each against its own, tried, the loss moves by {SPACINGS:.0f}"
         " spacings of its format or more. Not told where the loss makes pairs of examples otherwise, too",
     ),
-}
+    "targets_of_another_size": Kind(
+        "fault",
+        "a loss of torch's own is handed an output of one number where its targets have several: the one is held"
+        " against each of them, and torch warns",
+    ),
+}  # fmt: skip
+_REPEATS = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 
 
 class Squares(TorchFunctionMode):
@@ -55,6 +61,7 @@ class Squares(TorchFunctionMode):
         self._columns = {id(each): each for _, each in nested.tensors(batch) if each.shape == (self._count, 1)}
         self._names: list[str] = []
         self._meant = False
+        self.sizes = ""
 
     @property
     def found(self) -> str:
@@ -71,6 +78,8 @@ class Squares(TorchFunctionMode):
                 args = tuple(
                     each.unsqueeze(1) if isinstance(each, Tensor) and each.dim() == 1 else each for each in args
                 )
+        if name in _REPEATS and len(pair) == 2 and not self.sizes:
+            self.sizes = _several(*pair)
         value = func(*args, **(kwargs or {}))
         given = any(id(each) in self._columns for each in args if isinstance(each, Tensor))
         sliced = name == "getitem" and bool(pair) and pair[0].dim() > 1
@@ -95,6 +104,27 @@ class Squares(TorchFunctionMode):
         column, row = sorted(pair, key=lambda each: -each.dim())
         alike = column.untyped_storage().data_ptr() == row.untyped_storage().data_ptr()  # differences of one's own
         return id(column) in self._columns and row.shape == (self._count,) and not alike
+
+
+def _several(output: Tensor, targets: Tensor) -> str:
+    """`(64, 1), (64, 4)` of an output that has one number where its targets have several, and a graph."""
+    one, several = tuple(output.shape), tuple(targets.shape)
+    if len(one) != len(several) or one == several or not output.requires_grad:
+        return ""
+    repeated = all(a == b or (a == 1 and place) for place, (a, b) in enumerate(zip(one, several, strict=True)))
+    return f"{one}, {several}" if repeated else ""
+
+
+def of_sizes(sizes: str) -> Iterator[Finding]:
+    """Yield the finding of targets that are of another size than the output; `sizes` as `Squares` has them."""
+    if sizes:
+        yield Finding(
+            "targets_of_another_size", Status.LOOK,
+            f"an output and its targets are of shapes {sizes}: one number is held against each of several targets, and"
+            " learns their mean",
+            "look at a sum over a dimension that is missing in the targets, or give the model an output for each",
+            "each output is held against its own target", ("loss",),
+        )  # fmt: skip
 
 
 def findings(subject: Subject, found: str) -> Iterator[Finding]:

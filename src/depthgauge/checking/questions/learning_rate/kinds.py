@@ -120,6 +120,9 @@ KINDS = {
         "a state of each parameter is the optimizer's last step itself, and the next step, without a gradient, repeats"
         " less than 5 % of it, and not nothing: the rate multiplies the momentum in place",
     ),
+    "moments_cleared": Kind(
+        "fault", "after each step the averages of gradients, states with such a name, are 0 for all parameters"
+    ),
     "dampened": Kind("fault", "SGD's dampening is 1 or more: after the first step no gradient enters the momentum"),
     "maximizes": Kind(
         "fault", "the optimizer has maximize=True, and the loss is a cross-entropy or an error: steps raise it"

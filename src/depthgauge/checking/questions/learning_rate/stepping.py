@@ -37,6 +37,7 @@ SAME = 0.01  # of a step, by which a state that is that step itself differs: flo
 FORGOTTEN = 0.05  # of the last step, below which the next one, without a gradient, goes on as of no momentum
 WEAK = 1e-3  # of the largest gradient, below which a made-up one is not: a gradient may have vanished
 STRONG = 1e3  # times the largest one, for what has not moved yet
+_AVERAGES = ("avg", "average", "momentum", "moment")  # in the name of a state
 WIDE = (torch.float32, torch.float64)
 
 
@@ -55,6 +56,7 @@ class Walked:
         carried: of a state that is the last step itself, how much of that step the next one repeats without a gradient;
             NaN where there is no such state.
         rates: after the steps.
+        cleared: whether, after each step, every parameter has averages of its gradients, and all of them are 0.
     """
 
     steps: int = 0
@@ -65,6 +67,7 @@ class Walked:
     uneven: float = math.nan
     rates: tuple[float, ...] = ()
     carried: float = math.nan
+    cleared: bool = False
 
 
 @dataclass(eq=False)
@@ -76,6 +79,7 @@ class _Probe:
     given: list[Tensor]
     made_up: list[Tensor] = field(default_factory=list)
     steps: int = 0
+    cleared: bool = False
 
     def go(self, gradients: Sequence[Tensor]) -> list[bool]:
         """Make a step; return of which parameters `zero_grad` has left the gradient as it was."""
@@ -144,7 +148,7 @@ def walk(training: Training, rates: Rates, batches: Sequence[Any], left: Callabl
         kept = []
     names = names_of(training.model)
     unmoved, left_ = (tuple(names[id(each)] for each in those if id(each) in names) for those in (still, kept))
-    return Walked(probe.steps, unmoved, len(given), endless, left_, uneven, after, carried)
+    return Walked(probe.steps, unmoved, len(given), endless, left_, uneven, after, carried, probe.cleared)
 
 
 def _left(gradient: Tensor | None, before: Tensor | None) -> bool:
@@ -183,9 +187,12 @@ def _carried(probe: _Probe) -> float:
     assert optimizer is not None
     with attributes_kept(probe.training), probe.training.untouched():
         try:
+            cleared = []
             for _ in range(WARM):
                 before = [each.detach().clone() for each in probe.given]
                 probe.go(probe.made_up)
+                cleared.append(_cleared(optimizer, probe.given))
+            probe.cleared = all(cleared)
             step = [each.detach() - old for each, old in zip(probe.given, before, strict=True)]
             states = [list(_states(optimizer, each)) for each in probe.given]
             told = [_told(moved, old) for moved, old in zip(step, before, strict=True)]
@@ -205,6 +212,17 @@ def _states(optimizer: Any, parameter: Tensor) -> Iterator[Tensor]:
     for each in state.values() if isinstance(state, dict) else ():
         if isinstance(each, Tensor) and each.shape == parameter.shape and each.is_floating_point():
             yield each.detach()
+
+
+def _cleared(optimizer: Any, parameters: Sequence[Tensor]) -> bool:
+    """Tell whether each parameter has averages of gradients, by name, and nothing is in them."""
+    states = [optimizer.state.get(each) for each in parameters]
+    averages = [
+        [each for name, each in of.items() if any(part in str(name) for part in _AVERAGES) and isinstance(each, Tensor)]
+        for of in states
+        if isinstance(of, dict)
+    ]
+    return bool(averages) and all(of and not any(bool(each.any()) for each in of) for of in averages)
 
 
 def _told(moved: Tensor, weight: Tensor) -> bool:
@@ -329,6 +347,14 @@ def findings(walked: Walked) -> Iterator[Finding]:
             "multiply a copy of the momentum by the rate (update = exp_avg * lr), or pass the rate as alpha",
             "steps average the last gradients", ("optimizer",),
             Measure("share of a step that goes on without a gradient", walked.carried),
+        )  # fmt: skip
+    if walked.cleared:
+        yield Finding(
+            "moments_cleared", Status.BROKEN,
+            "after steps the optimizer's averages of the gradients are 0: each step begins anew, as the first one does,"
+            " and follows one batch alone",
+            "keep one optimizer for the whole training, and update its state in place, not in a copy",
+            "steps average the last gradients", ("optimizer",),
         )  # fmt: skip
     if walked.uneven >= UNEVEN:
         yield Finding(

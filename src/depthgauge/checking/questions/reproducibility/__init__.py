@@ -150,7 +150,8 @@ def _mixed(asked: _Asked) -> None:
             told = told if met is None else saying.shared(*met)
         asked.found(told, f"an example's output {same} whatever else is in its batch")
     part = batch if part is None else part
-    if found.repeats and (kept := saying.carried(mixing.carries(training, part))) is not None:
+    noise = max((each.measure.value for each in asked.findings if each.kind == "order_of_sums"), default=0.0)
+    if found.repeats and (kept := saying.carried(mixing.carries(training, part), noise)) is not None:
         handed = handing.handed_on(training)
         asked.found(saying.handed_on(handed) if handed else kept, "")
     later = future.future(training, part)

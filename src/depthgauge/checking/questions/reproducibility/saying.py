@@ -60,6 +60,7 @@ KINDS = {
 }  # fmt: skip
 
 
+GROWN = 1000  # times as far from another call's output as a sum of another order is from itself
 _IN_SHORT = {
     "unseeded": "equal runs differ by {} of a tensor's size, more than rounding",
     "order_of_sums": "equal runs differ by rounding ({})",
@@ -166,9 +167,14 @@ def shared(where: str, moved: float) -> Finding:
     )  # fmt: skip
 
 
-def carried(moved: float) -> Finding | None:
-    """Finding of a second call."""
-    if not moved > 0:
+def carried(moved: float, noise: float = 0.0) -> Finding | None:
+    """Finding of a second call.
+
+    Args:
+        moved: how far its output is from the first one's.
+        noise: by how much equal runs differ where they part: sums of another order, which grow from layer to layer.
+    """
+    if not moved > GROWN * noise:
         return None
     return Finding(
         "keeps_state", Status.LOOK,
