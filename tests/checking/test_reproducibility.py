@@ -543,7 +543,8 @@ def test_a_picture_shows_each_phase() -> None:
 
 
 def test_sums_of_another_order_are_nothing_that_a_model_keeps() -> None:
-    def summing(_: Any, x: Tensor) -> Tensor:  # as of atomic sums: no seed sets their order
+    def summing(_: Any, x: Tensor) -> Tensor:  # as of atomic sums over a graph: no seed sets their order
+        assert len(x) == 16
         drawn = torch.frombuffer(bytearray(os.urandom(x.numel())), dtype=torch.uint8) % 2
         return x * (1 + 2e-7 * drawn.view_as(x))
 
