@@ -37,6 +37,11 @@ def inexact(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def real(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor; of a complex one its real and imaginary parts, (..., 2)."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def items(value: object) -> Iterable[tuple[Any, Any]]:
     """Yield the members of a mapping, sequence, named tuple or dataclass by key, place or name, without unset fields.
 

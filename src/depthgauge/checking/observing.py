@@ -117,7 +117,8 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
 
 def _gradient(gradient: torch.Tensor) -> Gradient:
     values = gradient.detach()
-    values = (values.coalesce().values() if values.is_sparse else values).double().abs()
+    values = values.coalesce().values() if values.is_sparse else values
+    values = nested.real(values).double().abs()
     if not values.numel():
         return Gradient(math.nan, math.nan, True)
     finite = values.isfinite()

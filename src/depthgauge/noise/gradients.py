@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from depthgauge import nested
 from depthgauge.foreign import by_machine, describe_error
 from depthgauge.formats.arguments import kind, whole
 from depthgauge.noise.examples import Examples
@@ -128,7 +129,7 @@ def power_of_two(size: Tensor) -> Tensor:
 
 def _flat(gradient: Tensor) -> Tensor:
     """(k, numbers), in 32 bits at least; real and imaginary parts of a complex one side by side."""
-    real = torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
+    real = nested.real(gradient)
     return real.reshape(len(gradient), -1).to(torch.promote_types(real.dtype, torch.float32))
 
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from depthgauge import nested
 from depthgauge.precision.emulation import unrounded
 
 
@@ -76,4 +77,4 @@ def _numbers(tensor: Tensor) -> Tensor:
     dense = tensor.detach()
     if dense.layout is not torch.strided:
         dense = dense.values() if dense.is_nested else dense.to_dense()
-    return torch.view_as_real(dense.resolve_conj()).double() if dense.is_complex() else dense.double()
+    return nested.real(dense).double()

@@ -94,7 +94,7 @@ def numbers(tensor: Tensor) -> Tensor:
     """A dense real tensor of the same numbers: of a complex one, the parts are a last dimension."""
     if tensor.layout not in {torch.strided, torch.jagged}:
         tensor = tensor.to_dense()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return nested.real(tensor)
 
 
 def with_numbers(like: Tensor, new: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.observing import Seen
 from depthgauge.checking.parameters import format_of
@@ -132,7 +133,9 @@ def _slopes(training: Training, batch: Any, weights: Sequence[Tensor]) -> Tensor
     """The loss's gradient to these, as one vector; noise is drawn as in every other call."""
     seed_globals(0, Purpose.DROPOUT)
     with torch.enable_grad():
-        return torch.cat([each.flatten().double() for each in torch.autograd.grad(training.value(batch), weights)])
+        return torch.cat(
+            [nested.real(each).flatten().double() for each in torch.autograd.grad(training.value(batch), weights)]
+        )
 
 
 def table(batches: Batches) -> pd.DataFrame:

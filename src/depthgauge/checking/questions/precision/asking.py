@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from depthgauge import precision, stats
+from depthgauge import nested, precision, stats
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried, most_severe
 from depthgauge.checking.questions.precision import coarse, numbers, passes, ranges, scaling, speed, updates
 from depthgauge.checking.questions.precision.operators import watched
@@ -253,7 +253,7 @@ def _spread(gradients: list[passes.Pass]) -> float:
         return math.nan
     size = off = 0.0
     for name in gradients[0].gradients:
-        each = [made.gradients[name].double() for made in gradients if name in made.gradients]
+        each = [nested.real(made.gradients[name]).double() for made in gradients if name in made.gradients]
         if len(each) == len(gradients):
             stack = torch.stack(each)
             mean = stack.mean(0)

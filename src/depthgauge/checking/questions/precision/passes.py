@@ -42,9 +42,9 @@ class Pass:
         """The root mean square of the gradients' difference over that of the exact ones; NaN where these are 0."""
         off = size = 0.0
         for name, right in exact.gradients.items():
-            wide = right.double()
+            wide = nested.real(right).double()
             here = self.gradients.get(name)
-            off += (wide if here is None else here.double() - wide).square().sum().item()
+            off += (wide if here is None else nested.real(here).double() - wide).square().sum().item()
             size += wide.square().sum().item()
         return math.sqrt(off / size) if size else math.nan
 

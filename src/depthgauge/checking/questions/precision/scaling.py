@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from depthgauge import nested
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.parameters import held_by, names_of
 from depthgauge.checking.questions.precision.operators import HALVES
@@ -142,7 +143,7 @@ def _entered(weight: torch.Tensor, before: torch.Tensor, state: Any, group: dict
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:
-    return math.sqrt(sum(each.double().square().sum().item() for each in tensors))
+    return math.sqrt(sum(nested.real(each).double().square().sum().item() for each in tensors))
 
 
 def _compensated(training: Training, held: list[Any], grads: list[torch.Tensor]) -> tuple[bool, tuple[str, ...]]:

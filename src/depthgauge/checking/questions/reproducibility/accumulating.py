@@ -103,8 +103,7 @@ class Gradients:
             gradient = torch.zeros_like(parameter)
         else:
             gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-        numbers = torch.view_as_real(gradient) if gradient.is_complex() else gradient
-        return numbers.reshape(-1)[:: self._stride].double()
+        return nested.real(gradient).reshape(-1)[:: self._stride].double()
 
 
 def accumulated(training: Training, batch: Any, epsilon: float, going: Callable[[], bool]) -> Accumulated:

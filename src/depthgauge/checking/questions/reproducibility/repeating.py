@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from depthgauge import nested
 from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.questions.reproducibility.calls import recorded
 from depthgauge.workload import Training
@@ -79,7 +80,7 @@ def printed(tensor: Tensor) -> Print | None:
         return None
     flat = values.resolve_conj().resolve_neg().contiguous().reshape(-1)
     bits = flat.view(torch.uint8).cpu().numpy().tobytes() if flat.numel() else b""
-    few = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
+    few = nested.real(flat).reshape(-1)
     few = few[:: max(1, few.numel() // SAMPLE)][:SAMPLE].double().cpu()
     inexact = flat.is_floating_point() or flat.is_complex()
     return Print(zlib.crc32(bits), few, torch.finfo(flat.dtype).eps if inexact else 0.0)

@@ -320,10 +320,10 @@ def _says(found: list[Finding], alive: int, depth: passed_by.Depth | None, later
     if depth is None or math.isnan(depth.passage.decades):
         return f"{reached}; {undecided}" if undecided else reached
     layers = [depth.passage.layers[place] for place in depth.passage.with_gradient]
-    ratio = f"{10**depth.passage.decades:.2g} times that at `{layers[-1]}`"
+    ratio = f"{10**depth.passage.decades:.2g} times that at {listed(layers[-1:])}"
     if later.passage is not None and not math.isnan(later.passage.decades):
         ratio += f" ({10**later.passage.decades:.2g} after {later.steps} steps)"
-    return f"the gradient at `{layers[0]}` is {ratio}: it reaches the input; {reached}"
+    return f"the gradient at {listed(layers[:1])} is {ratio}: it reaches the input; {reached}"
 
 
 def _tables(passed: Passed, depth: passed_by.Depth | None, later: Later) -> dict[str, pd.DataFrame]:

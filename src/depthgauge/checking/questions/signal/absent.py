@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from depthgauge import nested
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.parameters import of_a_package
 from depthgauge.checking.questions.signal.passing import Passed
@@ -126,7 +127,7 @@ def moves_the_loss(wiring: Wiring, names: list[str]) -> bool:
             return False
         draws = generator(0, Purpose.DIRECTIONS)
         for each in map(wiring.parameters.__getitem__, names):
-            size = float(each.double().square().mean().sqrt()) or 0.1
+            size = float(nested.real(each).double().square().mean().sqrt()) or 0.1
             each.add_(size * torch.randn(each.shape, generator=draws).to(each))
         return losses(training, [wiring.batch]) != before
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from depthgauge import nested
 from depthgauge.architecture import own_parameters
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.signal.passing import Passed
@@ -61,7 +62,7 @@ def _layers(after: dict[str, nn.Parameter], before: dict[str, Tensor], passed: P
     ]
     met: dict[tuple[object, ...], list[str]] = {}
     for name in kept:
-        met.setdefault((before[name].shape, before[name].double().sum().item()), []).append(name)
+        met.setdefault((before[name].shape, nested.real(before[name]).double().sum().item()), []).append(name)
     for first, *others in met.values():
         same = [
             name

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from depthgauge import architecture
+from depthgauge import architecture, nested
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.questions.signal import cutting, remedies, skips, turned
 from depthgauge.checking.questions.signal.remedies import Trial
@@ -207,7 +207,7 @@ def _apart(training: Training) -> list[str]:
             with random_states_kept():
                 module.reset_parameters()  # type: ignore[operator]  # all of these have it
             for own, each in architecture.own_parameters(module).items():
-                had, has = (value.double().square().mean().sqrt().item() for value in (before[own], each))
+                had, has = (nested.real(value).double().square().mean().sqrt().item() for value in (before[own], each))
                 small = each.dim() > 1 and had * APART < has
                 if each.numel() > 1 and has > 0 and (had > APART * has or small):
                     found.append(name)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from depthgauge import initialization
+from depthgauge import initialization, nested
 from depthgauge.checking.questions.signal import skips
 from depthgauge.checking.questions.signal.depth import Passage, passage
 from depthgauge.checking.steps import go_on, losses
@@ -272,7 +272,7 @@ def _evened(model: nn.Module) -> Iterator[None]:
             if layer.name in done or not isinstance(output, Tensor):
                 return None
             done.add(layer.name)
-            spread = output.detach().double().std().item()
+            spread = nested.real(output.detach()).double().std().item()
             if not 1e-12 < spread < math.inf:
                 return None
             for weight in layer.maps:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
+from depthgauge import nested
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.graphs import nodes
 from depthgauge.checking.steps import losses
@@ -61,10 +62,10 @@ def _slope(training: Training, batch: Any, parameters: list[nn.Parameter]) -> fl
     losses_now = losses(training, [batch])[0]
     _backward(training, batch)
     held = [(each, each.grad.detach().clone()) for each in parameters if each.grad is not None and each.requires_grad]
-    norm = math.sqrt(sum(gradient.double().square().sum().item() for _, gradient in held))
+    norm = math.sqrt(sum(nested.real(gradient).double().square().sum().item() for _, gradient in held))
     if not held or not 0 < norm < math.inf or not math.isfinite(losses_now):
         return math.nan
-    size = math.sqrt(sum(each.detach().double().square().sum().item() for each, _ in held))
+    size = math.sqrt(sum(nested.real(each.detach()).double().square().sum().item() for each, _ in held))
     far = min(CHANGE * abs(losses_now) / norm, FARTHEST * size)
     ends = []
     for side in (1, -1):

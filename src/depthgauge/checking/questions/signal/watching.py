@@ -221,7 +221,7 @@ def _look(name: str, module: nn.Module, inputs: Any, output: Any, seen: Watched)
     if isinstance(module, nn.RNNBase):
         seen.growth[name] = max(seen.growth.get(name, 0.0), _growth(module, made))
     if made.dim() == 2 and len(seen.sizes.get(name, ())) < MOST:
-        seen.sizes.setdefault(name, []).append(made.double().square().mean().sqrt().item())
+        seen.sizes.setdefault(name, []).append(nested.real(made).double().square().mean().sqrt().item())
     if given.dim() == made.dim() == 3 and given.shape[:2] == made.shape[:2] and made.shape[1] >= WIDE:
         seen.alike[name] = (_between_places(given), _between_places(made))
     if not _is_torchs(module) or given.dim() < 1 or made.dim() < 1 or len(given) != len(made) or len(given) < LEAST:
