@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,17 @@ def test_slow_steps_end_within_the_budget_and_a_pass() -> None:
     assert made <= 9  # five fit; a machine at work fits fewer
     assert found.answers["learning_rate"].status == "undecided"
     assert "larger budget" in found.answers["learning_rate"].says
+
+
+def test_what_the_user_s_code_warns_of_is_let_through_in_the_first_passes_alone() -> None:
+    def warned(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        warnings.warn("of another size", UserWarning, stacklevel=1)
+        return classify(model, batch)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        depthgauge.check(training(drawn(4), warned), only=["data"], budget=10)
+    assert 0 < len([each for each in seen if "of another size" in str(each.message)]) <= 8
 
 
 def test_a_loader_that_raises_after_some_batches_is_broken() -> None:

@@ -35,6 +35,7 @@ from depthgauge.checking.questions.data import (
     pairing,
     parts,
     pulling,
+    repeating,
     rows,
     scaled,
     sight,
@@ -199,11 +200,11 @@ def test_classes_in_order_have_other_targets_some_places_on() -> None:
 def test_every_kind_is_planted_or_has_its_own_test() -> None:
     apart = (of_outputs, called, addends, pulling, values, order, padding, pairing, belonging, parts)  # tested beside
     apart += (derivatives, evaluated, joined, stored, across, added, kept, rows, by_hand)
-    apart += (scaled, edges, sight, squares)
+    apart += (scaled, edges, sight, squares, repeating)
     elsewhere = {kind for module in apart for kind in module.KINDS}
     own = {"refused", "frozen_norm", "cannot_fit", "divided_twice"}
     own |= {"washed_out", "uneven_channels", "weights_favour_frequent", "ignored_class", "two_of_many_classes"}
-    own |= {"class_left_out", "unscaled_tie", "refused_trials"}
+    own |= {"class_left_out", "unscaled_tie", "unit_weights", "refused_trials"}
     assert set(PLANTED) | own | elsewhere == set(KINDS)
 
 

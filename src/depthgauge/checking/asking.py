@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -172,7 +173,9 @@ def _asked(question: Question, subject: Subject) -> Answer:
     start = time.perf_counter()
     subject.found, subject.missed, subject.short = [], [], []
     try:
-        with contained(), attributes_kept(subject.training):
+        with contained(), attributes_kept(subject.training), warnings.catch_warnings():
+            # The first pass has let them through; what trials of other examples are warned of is not the user's.
+            warnings.simplefilter("ignore", UserWarning)
             answer = question.ask(subject)
     except LoaderError as error:
         answer = _with(subject.found, _refused(question, raising.finding(error)))
