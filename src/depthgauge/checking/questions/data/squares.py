@@ -1,4 +1,4 @@
-"""A number of each example that meets those of all others: (N, 1) and (N,) make (N, N), anywhere in the loss.
+"""A number of each example that meets those of all others, or several targets: (N, 1) and (N,) or (N, K) in the loss.
 
 Targets, weights and advantages are made by hand as often as they are handed over. What has one column as a model's
 output, a choice among its columns or a batch's own tensor has it, and was not given it for the purpose, makes no square
@@ -29,6 +29,7 @@ _ONE_COLUMN = frozenset(
     {"linear", "addmm", "mm", "matmul", "bilinear", "gather", "take_along_dim", "max", "amax", "chunk", "split"}
 )
 _SHAPED = frozenset({"unsqueeze", "view", "reshape", "expand", "sum", "mean", "norm", "getitem"})  # made for a purpose
+_REPEATS = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})  # and warn where sizes differ
 
 KINDS = {
     "square_of_examples": Kind(
@@ -43,7 +44,6 @@ KINDS = {
         " against each of them, and torch warns",
     ),
 }  # fmt: skip
-_REPEATS = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 
 
 class Squares(TorchFunctionMode):
@@ -53,6 +53,9 @@ class Squares(TorchFunctionMode):
         within: tells the loss from the model.
         batch: of which the loss is taken.
         mended: whether a column takes the place of a square.
+
+    Attributes:
+        sizes: shapes of the first output that a loss function repeats, and of its targets; empty where none is.
     """
 
     def __init__(self, within: Within, batch: Any, *, mended: bool = False) -> None:
