@@ -13,6 +13,7 @@ from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.batches import Batches
 from depthgauge.checking.words import percent
 
+# A batch that is handed out several times may be meant: data echoing (Choi et al. 2019).
 NUMBERS = 8  # measured ones an example, below which equal ones are no wonder
 FEWEST = 4  # examples of a batch, of which all are one
 BATCHES = 8  # below which batches in a row tell nothing
@@ -51,10 +52,11 @@ def findings(batches: Batches) -> Iterator[Finding]:
     same = [not _differ(one, other) for one, other in pairwise(parts)]
     if len(parts) >= BATCHES and sum(same) >= IN_A_ROW * len(parts):
         yield Finding(
-            "batches_in_a_row", Status.BROKEN,
+            "batches_in_a_row", Status.LOOK,
             f"{sum(same)} of {len(parts)} batches are the one before, number for number",
             "give each worker numbers, or a part of the data, of its own: seed by worker_info.seed in worker_init_fn,"
-            " or take every num_workers-th example (torch.utils.data.get_worker_info)",
+            " or take every num_workers-th example (torch.utils.data.get_worker_info); leave it where batches are echoed"
+            " on purpose",
             "no step repeats the one before", ("batches",),
             Measure("batches that are the one before", sum(same) / len(parts)),
         )  # fmt: skip
