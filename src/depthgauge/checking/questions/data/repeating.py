@@ -55,8 +55,8 @@ def findings(batches: Batches) -> Iterator[Finding]:
             "batches_in_a_row", Status.LOOK,
             f"{sum(same)} of {len(parts)} batches are the one before, number for number",
             "give each worker numbers, or a part of the data, of its own: seed by worker_info.seed in worker_init_fn,"
-            " or take every num_workers-th example (torch.utils.data.get_worker_info); leave it where batches are echoed"
-            " on purpose",
+            " or take every num_workers-th example (torch.utils.data.get_worker_info); leave it where batches are"
+            " echoed on purpose",
             "no step repeats the one before", ("batches",),
             Measure("batches that are the one before", sum(same) / len(parts)),
         )  # fmt: skip
