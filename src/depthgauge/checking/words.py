@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-MOST_NAMED = 3  # in a sentence; `where` has all
+MOST_NAMED = 3  # in a sentence
+MOST_WHERE = 12  # in `where`
 
 
 def listed(names: Iterable[str]) -> str:

@@ -14,14 +14,13 @@ from depthgauge.checking.observing import Seen
 from depthgauge.checking.parameters import is_normal
 from depthgauge.checking.questions.data.passing import Passed, probabilities
 from depthgauge.checking.terms import Term
-from depthgauge.checking.words import listed
+from depthgauge.checking.words import MOST_WHERE, listed
 
 EXCESS = 2.0  # nats above chance: scores drawn from N(0, s^2) are s^2 / 2 above it, so that s = 2; He's have s = 1.4
 TIED = 3.0  # times the loss of equal scores: of N(0, 1) rows of width d and unit-variance outputs it is d / 2 more
 NORMALIZED = 0.05  # |ln of the sum of probabilities|: bfloat16 log-probabilities of 1000 classes stay below
 SHIFTED = 0.7  # of chance: what labels moved by one class must reach where the labels themselves are above chance
 _ROWS = 4096  # rows whose loss gives the interval
-MOST_WHERE = 12
 _SQUASHING = {"Sigmoid": "a sigmoid", "Tanh": "a tanh", "Relu": "a ReLU", "Softmax": "a softmax"}
 
 KINDS = {

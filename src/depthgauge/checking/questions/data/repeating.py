@@ -39,7 +39,8 @@ def findings(batches: Batches) -> Iterator[Finding]:
     if rows is None or len(batches.sizes) != batches.count:
         return
     parts = torch.split(rows, list(batches.sizes))
-    if len(parts) < 2 or not any(_differ(one, other) for one, other in pairwise(parts)):
+    same = [torch.equal(one, other) for one, other in pairwise(parts)]
+    if all(same):  # one batch alone, or over and over
         return
     if all(len(part) >= FEWEST and bool((part == part[:1]).all()) for part in parts):
         yield Finding(
@@ -49,7 +50,6 @@ def findings(batches: Batches) -> Iterator[Finding]:
             "a batch's gradient is the mean over different examples", ("batches",),
             Measure("different examples of a batch", 1.0, unit=f"of {len(parts[0])}"),
         )  # fmt: skip
-    same = [not _differ(one, other) for one, other in pairwise(parts)]
     if len(parts) >= BATCHES and sum(same) >= IN_A_ROW * len(parts):
         yield Finding(
             "batches_in_a_row", Status.LOOK,
@@ -69,7 +69,3 @@ def _rows(batches: Batches) -> Tensor | None:
     if measured < NUMBERS or len(columns) < len(batches.columns):
         return None
     return torch.cat([each.flat for each in columns], 1).nan_to_num()
-
-
-def _differ(one: Tensor, other: Tensor) -> bool:
-    return not torch.equal(one, other)

@@ -10,9 +10,9 @@ from depthgauge import nested
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.parameters import of_a_package
 from depthgauge.checking.questions.signal.passing import Passed
-from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part
+from depthgauge.checking.questions.signal.wiring import Wiring, by_part
 from depthgauge.checking.steps import losses
-from depthgauge.checking.words import listed, plural
+from depthgauge.checking.words import MOST_WHERE, listed, plural
 from depthgauge.seeding import Purpose, generator
 
 

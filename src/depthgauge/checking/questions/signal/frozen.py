@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from depthgauge import architecture
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.signal.absent import moves_the_loss
-from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part, is_new
-from depthgauge.checking.words import listed
+from depthgauge.checking.questions.signal.wiring import Wiring, by_part, is_new
+from depthgauge.checking.words import MOST_WHERE, listed
 
 
 def findings(wiring: Wiring) -> Iterator[Finding]:

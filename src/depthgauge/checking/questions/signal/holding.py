@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from depthgauge import architecture
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.parameters import held_by
-from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part, is_new
-from depthgauge.checking.words import listed, plural
+from depthgauge.checking.questions.signal.wiring import Wiring, by_part, is_new
+from depthgauge.checking.words import MOST_WHERE, listed, plural
 
 
 def findings(wiring: Wiring) -> Iterator[Finding]:

@@ -16,10 +16,9 @@ from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.questions.signal import cutting, remedies, skips, turned
 from depthgauge.checking.questions.signal.remedies import Trial
 from depthgauge.checking.questions.signal.scores import Scaled, spread_of_scores
-from depthgauge.checking.questions.signal.wiring import MOST_WHERE
 from depthgauge.checking.steps import losses
 from depthgauge.checking.subject import Subject
-from depthgauge.checking.words import listed
+from depthgauge.checking.words import MOST_WHERE, listed
 from depthgauge.restoring import random_states_kept
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training

@@ -15,7 +15,7 @@ from depthgauge.checking.questions.signal import remedies, skips
 from depthgauge.checking.questions.signal.depth import Passage, culprits
 from depthgauge.checking.questions.signal.remedies import Trial
 from depthgauge.checking.questions.signal.units import Units
-from depthgauge.checking.words import listed
+from depthgauge.checking.words import MOST_WHERE, listed
 from depthgauge.workload import Training
 
 SUSPECT = 1.5  # decades between first and last gradient from which remedies are tried
@@ -32,7 +32,6 @@ DEAD = 0.9  # of a layer's units: chance kills half of a narrow layer at most (t
 SATURATED = 0.9  # of a layer's values
 # Of the values of so many activations with two ends: a hundredth of a gradient's paths is left behind them.
 CLIPPED, CHAIN = 0.8, 3
-MOST_WHERE = 12
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.signal.watching import Watched
-from depthgauge.checking.questions.signal.wiring import MOST_WHERE, is_new
-from depthgauge.checking.words import listed, plural
+from depthgauge.checking.questions.signal.wiring import is_new
+from depthgauge.checking.words import MOST_WHERE, listed, plural
 
 ALIKE = 1e-4  # of a sequence's second moment: its places differ by a hundredth of their size
 APART = 0.05  # of it, before the first block

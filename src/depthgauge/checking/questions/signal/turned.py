@@ -11,10 +11,9 @@ from torch import nn
 
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.questions.data.passing import DROPS
-from depthgauge.checking.questions.signal.wiring import MOST_WHERE
 from depthgauge.checking.steps import go_on, losses
 from depthgauge.checking.subject import Subject
-from depthgauge.checking.words import listed, percent
+from depthgauge.checking.words import MOST_WHERE, listed, percent
 
 HALF = 0.5  # a rate above it may be the share to keep
 STEPS = 96

@@ -13,8 +13,8 @@ from depthgauge import architecture, nested, seeding
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.parameters import of_a_package
 from depthgauge.checking.questions.signal.drawn import can_tell, is_drawn
-from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring
-from depthgauge.checking.words import listed, plural
+from depthgauge.checking.questions.signal.wiring import Wiring
+from depthgauge.checking.words import MOST_WHERE, listed, plural
 from depthgauge.seeding import Purpose
 from depthgauge.workload import Training
 

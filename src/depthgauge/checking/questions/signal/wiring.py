@@ -14,8 +14,6 @@ from depthgauge.checking.parameters import held_by, is_normal
 from depthgauge.checking.questions.signal.passing import Passed
 from depthgauge.workload import Training
 
-MOST_WHERE = 12
-
 
 @dataclass(frozen=True, eq=False)
 class Wiring:
